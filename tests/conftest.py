@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples on every run and every machine; two shared cores make any deadline a lottery.
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci")
+
+SPEECH_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+NO_SPEECH_DATA = "REAL SPEECH IS MISSING, so this was not tested"
+
+
+@pytest.fixture(scope="session")
+def speech_data() -> Path:
+    """The folder of real speech beside the checkout, one folder a corpus."""
+    if not SPEECH_DATA.is_dir():
+        pytest.skip(f"{NO_SPEECH_DATA}: expected {SPEECH_DATA}, found none")
+    return SPEECH_DATA
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    num_untested = sum(NO_SPEECH_DATA in str(report.longrepr) for report in skipped)
+    if num_untested:
+        terminalreporter.write_line(
+            f"{num_untested} tests were skipped for lack of real speech in {SPEECH_DATA}",
+            yellow=True,
+            bold=True,
+        )
