@@ -1,0 +1,119 @@
+"""What a training is: one frozen configuration, read from TOML, changed by ``key=value``."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from dataclasses import fields as fields_of
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from streamer.errors import ConfigError
+from streamer.features import FeatureConfig
+from streamer.windows import WindowConfig
+from train.augment import AugmentConfig
+from train.can import CanConfig
+from train.loss import JointLossConfig
+
+_PARTS: dict[str, Any] = {
+    "network": CanConfig,
+    "loss": JointLossConfig,
+    "features": FeatureConfig,
+    "window": WindowConfig,
+    "augment": AugmentConfig,
+}
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """A network, its loss, its input and how it is trained.
+
+    ``windows_per_clip`` windows of each clip are drawn anew every epoch among those that serving
+    would score; a share ``telephone`` of the draws is from the band-limited copy, a share ``warm``
+    from a channel on which the speaker has spoken before; ``augment`` changes each draw.
+    ``precision`` is that of the forward and backward pass; weights are float32. ``schedule`` is
+    ``constant`` or ``onecycle``; training stops after ``patience`` epochs without a better
+    validation.
+    """
+
+    name: str
+    network: CanConfig = field(default_factory=CanConfig)
+    loss: JointLossConfig = field(default_factory=JointLossConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    normalize: bool = True
+    prior_frames: int = 200
+    memory_frames: int = 3000
+    epochs: int = 40
+    patience: int = 12
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-6
+    schedule: Literal["constant", "onecycle"] = "constant"
+    windows_per_clip: int = 1
+    telephone: float = 0.4
+    warm: float = 0.3
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 1
+
+
+def load_config(name: str, changes: Sequence[str] = ()) -> FitConfig:
+    """Read ``train/configs/NAME.toml`` (or a path to a TOML file) and apply ``key=value`` changes.
+
+    A key may be dotted: ``network.num_heads=2``. Values are TOML; what is not TOML is a string.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key, or a value of another type.
+    """
+    path = Path(name) if name.endswith(".toml") else CONFIGS / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(item.stem for item in CONFIGS.glob("*.toml")))
+        raise ConfigError(f"no configuration {name!r}: expected a path or one of {known}")
+    try:
+        fields: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    fields.setdefault("name", path.stem)
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"change {change!r}: expected key=value")
+        *parents, last = key.strip().split(".")
+        place = fields
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = _toml_value(value.strip())
+    return config_from_dict(fields, f"{path}")
+
+
+def config_from_dict(fields: dict[str, Any], origin: str) -> FitConfig:
+    """Build a configuration from plain data, as :func:`config_to_dict` makes it."""
+    unknown = set(fields) - set(FitConfig.__dataclass_fields__)
+    if unknown:
+        raise ConfigError(f"{origin}: unknown key {sorted(unknown)[0]!r} in the configuration")
+    for part, kind in _PARTS.items():
+        wrong = set(fields.get(part, {})) - {item.name for item in fields_of(kind)}
+        if wrong:
+            raise ConfigError(f"{origin}: unknown key {part}.{sorted(wrong)[0]!r}")
+    try:
+        return msgspec.convert(fields, FitConfig)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ConfigError(f"{origin}: {error}") from error
+
+
+def config_to_dict(config: FitConfig) -> dict[str, Any]:
+    """Return plain data that JSON can hold."""
+    plain: dict[str, Any] = msgspec.to_builtins(asdict(config))
+    return plain
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

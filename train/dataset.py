@@ -1,0 +1,253 @@
+"""From utterances to training windows: the windows that serving would score, cut by its own code.
+
+Audio is touched once: each utterance goes through ``streamer.frontend.FrontEnd`` as a call of its
+own, in each acoustic condition, and its frames, speech flags and spans are kept on disk. Statistics
+and normalisation depend on who trains and are made when a fold is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamer.arrays import Frames, Samples, WindowFeatures
+from streamer.audio import AudioFormat, Decoder, Encoding, Resampler, encode_alaw, encode_mulaw
+from streamer.features import FeatureConfig
+from streamer.frontend import FrontEnd, FrontEndConfig, WindowCut
+from streamer.normalization import CausalNormalizer, NormalizationConfig
+from streamer.windows import WindowConfig, cut_window
+from train.corpora import LABELS, CorpusError, Utterance, read_samples
+
+CONDITIONS = ("clean", "telephone")
+STARTS = ("cold", "warm")
+_WARM_UTTERANCES = 2
+_CACHE_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One utterance in one condition.
+
+    ``frames`` (n, 3, num_ceps) float16, not normalised; ``is_speech`` (n,); ``spans`` (m, 2): the
+    start and end frames of the windows that serving scores, in order; ``is_full`` (m,).
+    """
+
+    utterance: Utterance
+    condition: str
+    frames: NDArray[np.float16]
+    is_speech: NDArray[np.bool_]
+    spans: NDArray[np.int32]
+    is_full: NDArray[np.bool_]
+
+
+def telephone(samples: Samples, seed: int) -> Samples:
+    """Return 16 kHz audio as a telephone would deliver it: 8 kHz and G.711, A-law or mu-law."""
+    narrow = Resampler(16000, 8000)
+    samples = np.concatenate([narrow.receive(samples), narrow.flush()])
+    encoding: Encoding = "mulaw" if seed % 2 else "alaw"
+    encode = encode_mulaw if seed % 2 else encode_alaw
+    decoder = Decoder(AudioFormat(encoding=encoding, sample_rate=8000, channels=1))
+    parts = decoder.receive(encode(np.clip(samples, -1.0, 1.0))) + decoder.receive_end()
+    return np.concatenate([part for _, part in parts])
+
+
+def extract(utterance: Utterance, condition: str, config: FrontEndConfig) -> Clip:
+    """Run one utterance through the front end as a call of its own.
+
+    Raises:
+        CorpusError: its audio cannot be read, or is too short for a single frame.
+    """
+    samples = read_samples(utterance)
+    if condition == "telephone":
+        seed = hashlib.sha256(utterance.utterance_id.encode()).digest()[0]
+        samples = telephone(samples, seed)
+    front_end = FrontEnd(config, history_frames=len(samples) // config.features.frame_shift + 8)
+    happenings = front_end.receive(samples) + front_end.flush()
+    num_frames = front_end.num_frames_computed
+    if num_frames == 0:
+        raise CorpusError(f"{utterance.path}: no frame in {len(samples)} samples: expected 640")
+    cuts = [cut.span for cut in happenings if isinstance(cut, WindowCut)]
+    frames, is_speech = front_end.frames(0, num_frames)
+    return Clip(
+        utterance=utterance,
+        condition=condition,
+        frames=frames.astype(np.float16),
+        is_speech=is_speech,
+        spans=np.array([(cut.start_frame, cut.end_frame) for cut in cuts], np.int32).reshape(-1, 2),
+        is_full=np.array([cut.is_full for cut in cuts], np.bool_),
+    )
+
+
+def load_clips(
+    utterances: Sequence[Utterance],
+    condition: str,
+    features: FeatureConfig,
+    window: WindowConfig,
+    cache: Path,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Clip]:
+    """Return the utterances' clips, computed once and kept under ``cache``.
+
+    One file a corpus, condition and configuration; a file that does not match is made anew.
+    ``advance`` is called once an utterance, for a progress bar.
+    """
+    config = FrontEndConfig(features=features, normalization=None, window=window)
+    clips: list[Clip] = []
+    for corpus in sorted({utterance.corpus for utterance in utterances}):
+        members = [utterance for utterance in utterances if utterance.corpus == corpus]
+        clips += _load_corpus(members, condition, config, cache, advance)
+    return clips
+
+
+def _load_corpus(
+    utterances: Sequence[Utterance],
+    condition: str,
+    config: FrontEndConfig,
+    cache: Path,
+    advance: Callable[[], None],
+) -> list[Clip]:
+    key = json.dumps(
+        [_CACHE_VERSION, condition, asdict(config), [str(item.path) for item in utterances]]
+    )
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = cache / f"{utterances[0].corpus}-{condition}-{digest}.npz"
+    if not path.is_file():
+        clips = []
+        for utterance in utterances:
+            clips.append(extract(utterance, condition, config))
+            advance()
+        cache.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part.npz")
+        np.savez(part, allow_pickle=False, **_pack(clips))
+        part.replace(path)
+        return clips
+    with np.load(path) as stored:
+        clips = _unpack(utterances, condition, {name: stored[name] for name in stored.files})
+    for _ in utterances:
+        advance()
+    return clips
+
+
+def _pack(clips: Sequence[Clip]) -> dict[str, NDArray[Any]]:
+    return {
+        "frames": np.concatenate([clip.frames for clip in clips]),
+        "is_speech": np.concatenate([clip.is_speech for clip in clips]),
+        "spans": np.concatenate([clip.spans for clip in clips]),
+        "is_full": np.concatenate([clip.is_full for clip in clips]),
+        "num_frames": np.array([len(clip.frames) for clip in clips]),
+        "num_spans": np.array([len(clip.spans) for clip in clips]),
+    }
+
+
+def _unpack(
+    utterances: Sequence[Utterance], condition: str, stored: dict[str, NDArray[Any]]
+) -> list[Clip]:
+    frame_cuts = np.cumsum(stored["num_frames"])[:-1]
+    span_cuts = np.cumsum(stored["num_spans"])[:-1]
+    frames = np.split(stored["frames"], frame_cuts)
+    is_speech = np.split(stored["is_speech"], frame_cuts)
+    spans = np.split(stored["spans"], span_cuts)
+    is_full = np.split(stored["is_full"], span_cuts)
+    return [
+        Clip(
+            utterance=utterance,
+            condition=condition,
+            frames=frames[i],
+            is_speech=is_speech[i],
+            spans=spans[i],
+            is_full=is_full[i],
+        )
+        for i, utterance in enumerate(utterances)
+    ]
+
+
+def speech_mean(clips: Sequence[Clip]) -> tuple[float, ...]:
+    """Mean MFCC over the clips' speech frames: what a channel's mean is taken to be at first."""
+    total = np.zeros(clips[0].frames.shape[2])
+    count = 0
+    for clip in clips:
+        total += clip.frames[clip.is_speech, 0].sum(axis=0, dtype=np.float64)
+        count += int(clip.is_speech.sum())
+    return tuple(float(value) for value in total / max(1, count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizedClip:
+    """A clip after causal normalisation: frames (n, 3, num_ceps) float16, label index or -1."""
+
+    utterance: Utterance
+    label: int
+    frames: NDArray[np.float16]
+    spans: NDArray[np.int32]
+    is_full: NDArray[np.bool_]
+
+    def frames_of(self, index: int) -> Frames:
+        """Return the frames of window ``index``, shape (n, 3, num_ceps), float32."""
+        start, end = self.spans[index]
+        return self.frames[start:end].astype(np.float32)
+
+    def window(self, index: int, num_frames: int) -> WindowFeatures:
+        """Return window ``index``, shape (3, num_ceps, num_frames), float32."""
+        return cut_window(self.frames_of(index), num_frames)
+
+
+def normalize_clips(
+    clips: Sequence[Clip], config: NormalizationConfig | None, start: str, seed: int
+) -> list[NormalizedClip]:
+    """Normalise clips as a session would.
+
+    ``cold``: one that begins with the clip; ``warm``: one that heard two others of its speaker
+    before. The same code, in the same order of frames.
+    """
+    by_speaker: dict[str, list[Clip]] = {}
+    for clip in clips:
+        by_speaker.setdefault(clip.utterance.speaker_id, []).append(clip)
+    rng = np.random.default_rng(seed)
+    normalized = []
+    for clip in clips:
+        frames = clip.frames.astype(np.float32)
+        if config is not None:
+            normalizer = CausalNormalizer(config)
+            if start == "warm":
+                others = by_speaker[clip.utterance.speaker_id]
+                for index in rng.integers(len(others), size=_WARM_UTTERANCES):
+                    other = others[index]
+                    speech = other.frames[other.is_speech].astype(np.float32)
+                    normalizer.normalize(speech, np.ones(len(speech), np.bool_))
+            frames = normalizer.normalize(frames, clip.is_speech)
+        label = clip.utterance.label
+        normalized.append(
+            NormalizedClip(
+                utterance=clip.utterance,
+                label=LABELS.index(label) if label else -1,
+                frames=frames.astype(np.float16),
+                spans=clip.spans,
+                is_full=clip.is_full,
+            )
+        )
+    return normalized
+
+
+def feature_statistics(
+    clips: Sequence[NormalizedClip],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and deviation over the frames of all windows, each (3, num_ceps, 1): the graph's."""
+    total = total_squares = np.zeros(clips[0].frames.shape[1:])
+    count = 0
+    for clip in clips:
+        for start, end in clip.spans:
+            frames = clip.frames[start:end].astype(np.float64)
+            total = total + frames.sum(axis=0)
+            total_squares = total_squares + (frames**2).sum(axis=0)
+            count += len(frames)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(total_squares / count - mean**2, 1e-8))
+    return mean[:, :, None].astype(np.float32), deviation[:, :, None].astype(np.float32)

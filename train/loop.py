@@ -1,0 +1,322 @@
+"""The training loop, read from top to bottom: draw windows, step, validate, keep the best, resume.
+
+Every epoch's draws come from (seed, epoch) alone and everything else is in the checkpoint, so a
+training that was cut off ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streamer.errors import ConfigError
+from streamer.normalization import NormalizationConfig
+from streamer.smoothing import softmax
+from streamer.windows import cut_window
+from train.augment import augment_frames
+from train.can import CascadedAttentionNetwork
+from train.config import FitConfig, config_to_dict
+from train.corpora import LABELS, Utterance
+from train.dataset import (
+    CONDITIONS,
+    STARTS,
+    NormalizedClip,
+    feature_statistics,
+    load_clips,
+    normalize_clips,
+    speech_mean,
+)
+from train.loss import joint_loss
+from train.metrics import confusion, unweighted_average_recall
+from train.splits import Split
+
+Variants = dict[tuple[str, str], list[NormalizedClip]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What one fit hears: its training clips in every condition, and validation clips."""
+
+    train: Variants
+    validation: list[NormalizedClip]
+    normalization: NormalizationConfig | None
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+
+
+def prepare(
+    split: Split, config: FitConfig, cache: Path, advance: Callable[[], None] = lambda: None
+) -> Material:
+    """Load a split's clips, with statistics from its training speakers alone.
+
+    The cache holds whole corpora, so that all folds share it.
+    """
+    everyone = sorted(
+        {item.utterance_id: item for item in (*split.train, *split.validation, *split.test)}.items()
+    )
+    utterances = [item for _, item in everyone]
+    chosen = {item.utterance_id for item in split.train}
+    held_out = {item.utterance_id for item in split.validation}
+    by_condition = {
+        condition: load_clips(utterances, condition, config.features, config.window, cache, advance)
+        for condition in CONDITIONS
+    }
+    train = {
+        condition: [clip for clip in clips if clip.utterance.utterance_id in chosen]
+        for condition, clips in by_condition.items()
+    }
+    normalization = None
+    if config.normalize:
+        normalization = NormalizationConfig(
+            mean=speech_mean([clip for clips in train.values() for clip in clips]),
+            prior_frames=config.prior_frames,
+            memory_frames=config.memory_frames,
+        )
+    variants = {
+        (condition, start): normalize_clips(clips, normalization, start, config.seed)
+        for condition, clips in train.items()
+        for start in STARTS
+    }
+    mean, deviation = feature_statistics(
+        [clip for condition in CONDITIONS for clip in variants[condition, "cold"]]
+    )
+    validation = [clip for clip in by_condition["clean"] if clip.utterance.utterance_id in held_out]
+    return Material(
+        train=variants,
+        validation=normalize_clips(validation, normalization, "cold", config.seed),
+        normalization=normalization,
+        mean=mean,
+        deviation=deviation,
+    )
+
+
+def draw_epoch(variants: Variants, config: FitConfig, epoch: int) -> tuple[Tensor, Tensor]:
+    """Draw one epoch's windows: float16 (n, 3, num_ceps, num_frames), labels (n,), shuffled."""
+    rng = np.random.default_rng([config.seed, epoch])
+    num_clips = len(variants["clean", "cold"])
+    order = np.concatenate([rng.permutation(num_clips) for _ in range(config.windows_per_clip)])
+    num_frames, num_ceps = config.window.num_frames, config.features.num_ceps
+    windows = np.empty((len(order), 3, num_ceps, num_frames), np.float16)
+    labels = np.empty(len(order), np.int64)
+    for row, index in enumerate(order):
+        condition = CONDITIONS[int(rng.random() < config.telephone)]
+        clip = variants[condition, STARTS[int(rng.random() < config.warm)]][index]
+        frames = clip.frames_of(int(rng.integers(len(clip.spans))))
+        frames = augment_frames(frames, config.augment, config.features, rng)[-num_frames:]
+        windows[row], labels[row] = cut_window(frames, num_frames), clip.label
+    return torch.from_numpy(windows), torch.from_numpy(labels)
+
+
+def build_optimizer(
+    model: torch.nn.Module, config: FitConfig, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam as the paper has it (section 3.2), constant or through one cycle."""
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    if config.schedule == "constant":
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=config.learning_rate,
+        total_steps=config.epochs * steps_per_epoch,
+        pct_start=0.25,
+    )
+
+
+@torch.no_grad()
+def score_clips(
+    model: torch.nn.Module, clips: Sequence[NormalizedClip], config: FitConfig, device: str
+) -> NDArray[np.float64]:
+    """Mean probabilities of each clip by the turn's rule: its full windows, or else its last."""
+    model.eval()
+    windows, owners = [], []
+    for owner, clip in enumerate(clips):
+        chosen = np.flatnonzero(clip.is_full)
+        for index in chosen if len(chosen) else [len(clip.spans) - 1]:
+            windows.append(clip.window(int(index), config.window.num_frames).astype(np.float16))
+            owners.append(owner)
+    stacked = torch.from_numpy(np.stack(windows))
+    logits = [model(part.to(device).float())[0].float().cpu() for part in torch.split(stacked, 64)]
+    probabilities = softmax(torch.cat(logits).numpy())
+    totals = np.zeros((len(clips), probabilities.shape[1]))
+    np.add.at(totals, owners, probabilities)
+    return totals / np.bincount(owners, minlength=len(clips))[:, None]
+
+
+def validation_uar(
+    model: torch.nn.Module, clips: Sequence[NormalizedClip], config: FitConfig, device: str
+) -> dict[str, float]:
+    """UAR of each corpus on the validation speakers, and their mean under ``mean``."""
+    guesses = score_clips(model, clips, config, device).argmax(axis=1)
+    result = {}
+    for corpus in sorted({clip.utterance.corpus for clip in clips}):
+        rows = [i for i, clip in enumerate(clips) if clip.utterance.corpus == corpus]
+        counts = confusion([clips[i].label for i in rows], guesses[rows], len(LABELS))
+        result[corpus] = unweighted_average_recall(counts)
+    result["mean"] = float(np.mean(list(result.values())))
+    return result
+
+
+def fit(
+    split: Split,
+    config: FitConfig,
+    folder: Path,
+    cache: Path,
+    *,
+    device: str = "cpu",
+    report: Callable[[dict[str, Any]], None] = lambda line: None,
+    advance: Callable[[float], None] = lambda share: None,
+) -> dict[str, Any]:
+    """Train one network on ``split.train``; the best by validation speakers ends in ``best.pt``.
+
+    ``folder`` gets ``last.pt`` after every epoch (what a second call resumes from), ``best.pt`` and
+    ``log.jsonl``. Without validation speakers the last epoch is the one kept. ``report`` gets each
+    epoch's line, ``advance`` the share of the fit that is done.
+
+    Raises:
+        ConfigError: ``folder`` holds a training of another configuration.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    material = prepare(split, config, cache)
+    torch.manual_seed(config.seed)
+    model = CascadedAttentionNetwork(
+        config.network, torch.from_numpy(material.mean), torch.from_numpy(material.deviation)
+    ).to(device)
+    num_windows = len(material.train["clean", "cold"]) * config.windows_per_clip
+    steps = math.ceil(num_windows / config.batch_size)
+    optimizer, scheduler = build_optimizer(model, config, steps)
+    state = _resume(folder / "last.pt", config, model, optimizer, scheduler)
+    while state["epoch"] < config.epochs and state["stale"] < config.patience:
+        epoch = state["epoch"]
+        started = time.monotonic()
+        torch.manual_seed(config.seed * 100003 + epoch)
+        losses = _run_epoch(model, optimizer, scheduler, material, config, epoch, device, advance)
+        line: dict[str, Any] = {"epoch": epoch, **losses}
+        if material.validation:
+            line["validation"] = validation_uar(model, material.validation, config, device)
+        better = line.get("validation", {"mean": math.inf})["mean"]
+        is_best = better > state["best"] or not material.validation
+        state["stale"] = 0 if is_best else state["stale"] + 1
+        state["best"] = better if is_best else state["best"]
+        state["epoch"] = epoch + 1
+        line["seconds"] = round(time.monotonic() - started, 1)
+        _save(folder, model, optimizer, scheduler, state, config, material, split, line, is_best)
+        report(line)
+    advance(1.0)
+    return dict(state)
+
+
+def _run_epoch(
+    model: CascadedAttentionNetwork,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    material: Material,
+    config: FitConfig,
+    epoch: int,
+    device: str,
+    advance: Callable[[float], None],
+) -> dict[str, float]:
+    model.train()
+    windows, labels = draw_epoch(material.train, config, epoch)
+    sums = np.zeros(3)
+    num_steps = 0
+    for first in range(0, len(windows), config.batch_size):
+        batch = windows[first : first + config.batch_size].to(device).float()
+        truth = labels[first : first + config.batch_size].to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            logits, embedding, _ = model(batch)
+        loss = joint_loss(logits, embedding, truth, config.loss)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss.total)
+        optimizer.step()
+        scheduler.step()
+        sums += [loss.total.item(), loss.cross_entropy.item(), loss.triplet.item()]
+        num_steps += 1
+        advance((epoch + (first + len(batch)) / len(windows)) / config.epochs)
+    total, cross_entropy, triplet = (sums / num_steps).round(5).tolist()
+    return {"loss": total, "cross_entropy": cross_entropy, "triplet": triplet}
+
+
+def _resume(
+    path: Path,
+    config: FitConfig,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> dict[str, Any]:
+    if not path.is_file():
+        return {"epoch": 0, "best": -math.inf, "stale": 0}
+    stored = torch.load(path, weights_only=True)
+    if stored["config"] != config_to_dict(config):
+        raise ConfigError(f"{path} is a training of another configuration: expected the same one")
+    model.load_state_dict(stored["model"])
+    optimizer.load_state_dict(stored["optimizer"])
+    scheduler.load_state_dict(stored["scheduler"])
+    state: dict[str, Any] = stored["state"]
+    return state
+
+
+def _save(
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    state: dict[str, Any],
+    config: FitConfig,
+    material: Material,
+    split: Split,
+    line: dict[str, Any],
+    is_best: bool,
+) -> None:
+    kept = {
+        "config": config_to_dict(config),
+        "model": model.state_dict(),
+        "normalization": _plain(material.normalization),
+        "fold": split.fold,
+        "epoch": line["epoch"],
+        "validation": line.get("validation", {}),
+        "training_data": _count(split.train),
+    }
+    if is_best:
+        _write(folder / "best.pt", kept)
+    resumable = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    _write(folder / "last.pt", {**kept, **resumable, "state": state})
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    torch.save(content, part)
+    part.replace(path)
+
+
+def _plain(normalization: NormalizationConfig | None) -> dict[str, Any] | None:
+    if normalization is None:
+        return None
+    return {
+        "mean": list(normalization.mean),
+        "prior_frames": normalization.prior_frames,
+        "memory_frames": normalization.memory_frames,
+    }
+
+
+def _count(utterances: Sequence[Utterance]) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for item in utterances:
+        corpus = counts.setdefault(item.corpus, {"utterances": 0})
+        corpus["utterances"] += 1
+    for name, corpus in counts.items():
+        corpus["speakers"] = len({item.speaker for item in utterances if item.corpus == name})
+    return counts
