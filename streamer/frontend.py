@@ -16,7 +16,7 @@ from streamer.arrays import Frames, Samples, WindowFeatures
 from streamer.errors import ConfigError
 from streamer.features import FeatureConfig, FeatureStream
 from streamer.normalization import CausalNormalizer, NormalizationConfig
-from streamer.vad import SpeechTracker, VadConfig, VoiceDetector
+from streamer.vad import BLOCK_S, SpeechTracker, VadConfig, VoiceDetector
 from streamer.windows import Span, WindowConfig, WindowSchedule, cut_window
 
 
@@ -40,11 +40,22 @@ class FrontEndConfig:
     analyse: bool = True
 
     def __post_init__(self) -> None:
-        steps = self.step_s / self.features.frame_shift_s
-        if abs(steps - round(steps)) > 1e-6 or not 0.01 <= self.step_s <= 10.0:
+        shift_s = self.features.frame_shift_s
+        in_range = 0.01 <= self.step_s <= 10.0
+        if not in_range or abs(self.step_s / shift_s - round(self.step_s / shift_s)) > 1e-6:
             raise ConfigError(
-                f"step of {self.step_s:g} s: expected 0.01 to 10 s, a multiple of "
-                f"{self.features.frame_shift_s:g} s"
+                f"step of {self.step_s:g} s: expected 0.01 to 10 s, a multiple of {shift_s:g} s"
+            )
+        block_length = round(BLOCK_S * self.features.sample_rate)
+        if block_length % self.features.frame_shift:
+            raise ConfigError(
+                f"frame shift of {self.features.frame_shift} samples: expected one that divides "
+                f"the {block_length} of a block"
+            )
+        if self.normalization and len(self.normalization.mean) != self.features.num_ceps:
+            raise ConfigError(
+                f"a normalisation mean of {len(self.normalization.mean)} coefficients: expected "
+                f"{self.features.num_ceps}"
             )
 
 
@@ -178,7 +189,7 @@ class FrontEnd:
         self.num_samples += len(heard)
         if self.config.analyse:
             self._flags.append(is_speech)
-            self._waiting.append(heard)
+            self._waiting.append(heard.copy())  # the caller may use its buffer again
             self._num_waiting += len(heard)
             if self._num_waiting >= self.config.step_s * self.config.features.sample_rate:
                 self._compute_frames()
@@ -242,15 +253,18 @@ class FrontEnd:
     def _store(self, frames: Frames) -> None:
         """Normalise and keep frames; each counts as speech if the block at its centre does."""
         first = self._frames.end
-        per_block = self._frames_per_block
-        blocks = (np.arange(first, first + len(frames)) + per_block) // per_block
+        blocks = self._centre_block(np.arange(first, first + len(frames)))
         is_speech = np.array([self._flags[block - self._first_flag] for block in blocks], np.bool_)
         if self._normalizer:
             frames = self._normalizer.normalize(frames, is_speech)
         self._frames.append(frames, is_speech)
-        done = (self._frames.end + per_block) // per_block - self._first_flag
+        done = int(self._centre_block(np.array(self._frames.end))) - self._first_flag
         del self._flags[:done]
         self._first_flag += done
+
+    def _centre_block(self, frame: NDArray[np.intp]) -> NDArray[np.intp]:
+        features = self.config.features
+        return (frame * features.frame_shift + features.frame_length // 2) // self._block_length
 
 
 class _FrameStore:

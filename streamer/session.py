@@ -183,7 +183,7 @@ class Session:
         self._items.append((start + 1, gap))
 
     def receive_end(self) -> None:
-        """End the audio: an open turn is finished with what there is. A second call does nothing."""
+        """End the audio: an open turn is finished with what there is. A second call is idle."""
         if not self._ended:
             self._take(self._front_end.flush(), is_end=True)
             self._ended = True
@@ -337,7 +337,7 @@ class Session:
         return [Error(code=reason, message=message, fatal=False)]
 
     def _settle_turn(self, turn: _TurnEnd) -> list[ChannelEvent]:
-        """Average as the paper does for utterances (section 3.2): full windows, or else the last."""
+        """Average as the paper does for utterances (section 3.2): full windows, or the last."""
         self._num_turns += 1
         self._speech_s += turn.end_s - turn.start_s
         if not self.analysed:

@@ -14,7 +14,7 @@ from streamer.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothingConfig:
-    """How scores are averaged over time and how slowly the label follows; an operator may change it.
+    """How scores are averaged and how slowly the label follows; an operator may change it.
 
     Scores are an exponential average with ``time_constant_s``. The label moves to another one only
     if that leads by ``margin`` (hysteresis) and the label has stood for ``dwell_s``.

@@ -6,6 +6,7 @@ Speech between two pauses is a turn. Times are absolute block numbers: block ``b
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -43,8 +44,12 @@ class VadConfig:
     def __post_init__(self) -> None:
         if self.mode not in (0, 1, 2, 3):
             raise ConfigError(f"VAD mode {self.mode!r}: expected 0, 1, 2 or 3")
-        if not 0.04 <= self.onset_s <= 1.0:
-            raise ConfigError(f"onset of {self.onset_s:g} s: expected 0.04 to 1 s")
+        if not 0.06 <= self.onset_s <= 1.0:
+            raise ConfigError(f"onset of {self.onset_s:g} s: expected 0.06 to 1 s")
+        if not 0.0 <= self.gain_db <= 60.0:
+            raise ConfigError(f"gain of {self.gain_db:g} dB: expected 0 to 60 dB")
+        if not -100.0 <= self.floor_dbfs <= 0.0:
+            raise ConfigError(f"floor of {self.floor_dbfs:g} dBFS: expected -100 to 0 dBFS")
         if not 0.1 <= self.hang_over_s <= 5.0:
             raise ConfigError(f"hang-over of {self.hang_over_s:g} s: expected 0.1 to 5 s")
         if not 0.0 <= self.pre_roll_s <= self.hang_over_s:
@@ -65,7 +70,7 @@ class VoiceDetector:
         self._floor = 10.0 ** (config.floor_dbfs / 10.0)
 
     def is_speech(self, block: Samples) -> bool:
-        """Tell whether a block of ``block_length`` samples holds speech; call in order, once each."""
+        """Tell whether a block of ``block_length`` samples is speech; call in order, once each."""
         pcm = np.clip(np.rint(block * self._scale), -32768, 32767).astype("<i2")
         voiced = bool(self._vad.is_speech(pcm.tobytes(), self._sample_rate))
         return voiced and float(np.dot(block, block)) >= self._floor * len(block)
@@ -78,7 +83,8 @@ class SpeechTracker:
         num_onset = round(config.onset_s / BLOCK_S)
         self._needed = num_onset
         self._recent: deque[bool] = deque(maxlen=num_onset + 1)
-        self._hang_over_blocks = round(config.hang_over_s / BLOCK_S)
+        # Up, never down: a pre-roll as long as the hang-over must stay out of the turn before.
+        self._hang_over_blocks = math.ceil(config.hang_over_s / BLOCK_S - 1e-6)
         self.num_blocks = 0
         self.active = False
         self.onset_block = 0

@@ -1,10 +1,10 @@
 """Which stretches of a turn are scored: 2 s windows by absolute frame number.
 
 A window is always ``num_frames`` frames and never reaches back before its turn's pre-roll; what is
-missing on the left is filled by :func:`cut_window`'s one rule, in training as in serving. The first
-window ends ``first_frames`` after the onset, the next ones a step later each. Grid points in a pause
-are passed over: silence costs no inference. A turn whose speech goes beyond its last window, as
-every short turn's does, gets one more at its end.
+missing on the left is filled by :func:`cut_window`'s one rule, in training as in serving. The
+first window ends ``first_frames`` after the onset, the next ones a step later each. Grid points in
+a pause are passed over: silence costs no inference. A turn whose speech goes beyond its last
+window, as every short turn's does, gets one more at its end.
 """
 
 from __future__ import annotations
