@@ -33,11 +33,12 @@ class FitConfig:
     """A network, its loss, its input and how it is trained.
 
     ``windows_per_clip`` windows of each clip are drawn anew every epoch among those that serving
-    would score; a share ``telephone`` of the draws is from the band-limited copy, a share ``warm``
-    from a channel on which the speaker has spoken before; ``augment`` changes each draw.
-    ``precision`` is that of the forward and backward pass; weights are float32. ``schedule`` is
-    ``constant`` or ``onecycle``; training stops after ``patience`` epochs without a better
-    validation.
+    would score, a share ``answers`` of them among those that a turn's answer comes from; a share
+    ``telephone`` is drawn from the band-limited copy, a share ``warm`` from a channel on which the
+    speaker has spoken before; ``augment`` changes each draw. ``precision`` is that of the forward
+    and backward pass; weights are float32. ``schedule`` is ``constant`` or ``onecycle``; training
+    stops after ``patience`` epochs without a better validation. What is validated and kept is the
+    running average of the weights, of decay ``weight_average`` a step (0: the last ones).
     """
 
     name: str
@@ -54,7 +55,9 @@ class FitConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 1e-6
     schedule: Literal["constant", "onecycle"] = "constant"
+    weight_average: float = 0.99
     windows_per_clip: int = 1
+    answers: float = 0.5
     telephone: float = 0.4
     warm: float = 0.3
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -189,6 +189,12 @@ class NormalizedClip:
     spans: NDArray[np.int32]
     is_full: NDArray[np.bool_]
 
+    @property
+    def answers(self) -> NDArray[np.intp]:
+        """The windows that a turn's answer comes from: the full ones, or else the last."""
+        full = np.flatnonzero(self.is_full)
+        return full if len(full) else np.array([len(self.spans) - 1])
+
     def frames_of(self, index: int) -> Frames:
         """Return the frames of window ``index``, shape (n, 3, num_ceps), float32."""
         start, end = self.spans[index]

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from streamer.errors import ConfigError
 from streamer.normalization import NormalizationConfig
@@ -111,27 +112,67 @@ def draw_epoch(variants: Variants, config: FitConfig, epoch: int) -> tuple[Tenso
     for row, index in enumerate(order):
         condition = CONDITIONS[int(rng.random() < config.telephone)]
         clip = variants[condition, STARTS[int(rng.random() < config.warm)]][index]
-        frames = clip.frames_of(int(rng.integers(len(clip.spans))))
+        choice = clip.answers if rng.random() < config.answers else np.arange(len(clip.spans))
+        frames = clip.frames_of(int(rng.choice(choice)))
         frames = augment_frames(frames, config.augment, config.features, rng)[-num_frames:]
         windows[row], labels[row] = cut_window(frames, num_frames), clip.label
     return torch.from_numpy(windows), torch.from_numpy(labels)
 
 
-def build_optimizer(
-    model: torch.nn.Module, config: FitConfig, steps_per_epoch: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam as the paper has it (section 3.2), constant or through one cycle."""
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    if config.schedule == "constant":
-        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=config.learning_rate,
-        total_steps=config.epochs * steps_per_epoch,
-        pct_start=0.25,
-    )
+class Learner:
+    """A network, the running average of its weights, and what moves them.
+
+    The optimiser is Adam as the paper has it (section 3.2), its rate constant or one cycle.
+    """
+
+    def __init__(
+        self, config: FitConfig, network: CascadedAttentionNetwork, steps_per_epoch: int
+    ) -> None:
+        self.network = network
+        average = get_ema_multi_avg_fn(config.weight_average)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+        self.optimizer = torch.optim.Adam(
+            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.scheduler: torch.optim.lr_scheduler.LRScheduler
+        if config.schedule == "constant":
+            self.scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1.0)
+        else:
+            self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizer,
+                max_lr=config.learning_rate,
+                total_steps=config.epochs * steps_per_epoch,
+                pct_start=0.25,
+            )
+
+    @property
+    def kept(self) -> torch.nn.Module:
+        """The network with averaged weights: what is validated, saved and served."""
+        return self.average.module
+
+    def step(self, loss: Tensor) -> None:
+        """Follow the gradient of one batch's loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.average.update_parameters(self.network)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed training needs."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state`."""
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
 
 
 @torch.no_grad()
@@ -142,8 +183,7 @@ def score_clips(
     model.eval()
     windows, owners = [], []
     for owner, clip in enumerate(clips):
-        chosen = np.flatnonzero(clip.is_full)
-        for index in chosen if len(chosen) else [len(clip.spans) - 1]:
+        for index in clip.answers:
             windows.append(clip.window(int(index), config.window.num_frames).astype(np.float16))
             owners.append(owner)
     stacked = torch.from_numpy(np.stack(windows))
@@ -190,44 +230,54 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     material = prepare(split, config, cache)
     torch.manual_seed(config.seed)
-    model = CascadedAttentionNetwork(
+    network = CascadedAttentionNetwork(
         config.network, torch.from_numpy(material.mean), torch.from_numpy(material.deviation)
     ).to(device)
     num_windows = len(material.train["clean", "cold"]) * config.windows_per_clip
-    steps = math.ceil(num_windows / config.batch_size)
-    optimizer, scheduler = build_optimizer(model, config, steps)
-    state = _resume(folder / "last.pt", config, model, optimizer, scheduler)
+    learner = Learner(config, network, math.ceil(num_windows / config.batch_size))
+    state = _resume(folder / "last.pt", config, learner)
     while state["epoch"] < config.epochs and state["stale"] < config.patience:
         epoch = state["epoch"]
         started = time.monotonic()
         torch.manual_seed(config.seed * 100003 + epoch)
-        losses = _run_epoch(model, optimizer, scheduler, material, config, epoch, device, advance)
+        losses = _run_epoch(learner, material, config, epoch, device, advance)
         line: dict[str, Any] = {"epoch": epoch, **losses}
         if material.validation:
-            line["validation"] = validation_uar(model, material.validation, config, device)
+            line["validation"] = validation_uar(learner.kept, material.validation, config, device)
         better = line.get("validation", {"mean": math.inf})["mean"]
         is_best = better > state["best"] or not material.validation
         state["stale"] = 0 if is_best else state["stale"] + 1
         state["best"] = better if is_best else state["best"]
         state["epoch"] = epoch + 1
         line["seconds"] = round(time.monotonic() - started, 1)
-        _save(folder, model, optimizer, scheduler, state, config, material, split, line, is_best)
+        kept = {
+            "config": config_to_dict(config),
+            "model": learner.kept.state_dict(),
+            "normalization": material.normalization and asdict(material.normalization),
+            "fold": split.fold,
+            "epoch": epoch,
+            "validation": line.get("validation", {}),
+            "training_data": _count(split.train),
+        }
+        if is_best:
+            _write(folder / "best.pt", kept)
+        _write(folder / "last.pt", {**kept, "learner": learner.state(), "state": state})
+        with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
         report(line)
     advance(1.0)
     return dict(state)
 
 
 def _run_epoch(
-    model: CascadedAttentionNetwork,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    learner: Learner,
     material: Material,
     config: FitConfig,
     epoch: int,
     device: str,
     advance: Callable[[float], None],
 ) -> dict[str, float]:
-    model.train()
+    learner.network.train()
     windows, labels = draw_epoch(material.train, config, epoch)
     sums = np.zeros(3)
     num_steps = 0
@@ -235,12 +285,9 @@ def _run_epoch(
         batch = windows[first : first + config.batch_size].to(device).float()
         truth = labels[first : first + config.batch_size].to(device)
         with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            logits, embedding, _ = model(batch)
+            logits, embedding, _ = learner.network(batch)
         loss = joint_loss(logits, embedding, truth, config.loss)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss.total)
-        optimizer.step()
-        scheduler.step()
+        learner.step(loss.total)
         sums += [loss.total.item(), loss.cross_entropy.item(), loss.triplet.item()]
         num_steps += 1
         advance((epoch + (first + len(batch)) / len(windows)) / config.epochs)
@@ -248,68 +295,21 @@ def _run_epoch(
     return {"loss": total, "cross_entropy": cross_entropy, "triplet": triplet}
 
 
-def _resume(
-    path: Path,
-    config: FitConfig,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-) -> dict[str, Any]:
+def _resume(path: Path, config: FitConfig, learner: Learner) -> dict[str, Any]:
     if not path.is_file():
         return {"epoch": 0, "best": -math.inf, "stale": 0}
     stored = torch.load(path, weights_only=True)
     if stored["config"] != config_to_dict(config):
         raise ConfigError(f"{path} is a training of another configuration: expected the same one")
-    model.load_state_dict(stored["model"])
-    optimizer.load_state_dict(stored["optimizer"])
-    scheduler.load_state_dict(stored["scheduler"])
+    learner.load(stored["learner"])
     state: dict[str, Any] = stored["state"]
     return state
-
-
-def _save(
-    folder: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    state: dict[str, Any],
-    config: FitConfig,
-    material: Material,
-    split: Split,
-    line: dict[str, Any],
-    is_best: bool,
-) -> None:
-    kept = {
-        "config": config_to_dict(config),
-        "model": model.state_dict(),
-        "normalization": _plain(material.normalization),
-        "fold": split.fold,
-        "epoch": line["epoch"],
-        "validation": line.get("validation", {}),
-        "training_data": _count(split.train),
-    }
-    if is_best:
-        _write(folder / "best.pt", kept)
-    resumable = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-    _write(folder / "last.pt", {**kept, **resumable, "state": state})
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        log.write(json.dumps(line) + "\n")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     torch.save(content, part)
     part.replace(path)
-
-
-def _plain(normalization: NormalizationConfig | None) -> dict[str, Any] | None:
-    if normalization is None:
-        return None
-    return {
-        "mean": list(normalization.mean),
-        "prior_frames": normalization.prior_frames,
-        "memory_frames": normalization.memory_frames,
-    }
 
 
 def _count(utterances: Sequence[Utterance]) -> dict[str, dict[str, int]]:
