@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import numpy as np
 import scipy.fft
-import scipy.signal
 from numpy.typing import NDArray
 
 from streamer.arrays import Frames, Samples
@@ -125,7 +124,7 @@ class FeatureStream:
         self.num_frames_computed = 0
         """Static frames computed since the start: equal to the frames that the audio holds."""
         self._tail = np.zeros(0, np.float64)
-        self._taper = scipy.signal.windows.hamming(config.frame_length, sym=True)
+        self._taper = np.hamming(config.frame_length)
         self._bands = _sparse_bands(config)
         self._delta = _DeltaStream(config.delta_window, config.num_ceps)
         self._delta_delta = _DeltaStream(config.delta_window, config.num_ceps)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from streamer.arrays import Samples, Scores, WindowFeatures
 from streamer.card import Card
-from streamer.errors import ScoreError, SessionClosedError
+from streamer.errors import AudioError, ScoreError, SessionClosedError
 from streamer.events import ChannelEvent, ChannelSummary, Emotion, Error, Gap, Lag, Speech, Turn
 from streamer.frontend import FrontEnd, FrontEndConfig, Happening, SpeechEnd, SpeechStart, WindowCut
 from streamer.smoothing import LabelSteadier, ScoreSmoother, SmoothingConfig, calibrate, softmax
@@ -40,12 +40,13 @@ class SessionConfig:
 class Window:
     """One model input, handed out once: ``features`` has shape (3, num_ceps, num_frames).
 
-    ``number`` counts the channel's windows from 0. Answer each with
+    ``number`` counts the channel's windows from 0, ``turn`` its turns from 0. Answer each with
     :meth:`Session.receive_scores` or :meth:`Session.skip`.
     """
 
     channel: int
     number: int
+    turn: int
     start_s: float
     end_s: float
     features: WindowFeatures
@@ -135,7 +136,7 @@ class Session:
         self._skipping: SkipReason | None = None
         self._ended = False
         self._dropped = 0
-        self._num_turns = self._num_emotions = self._num_scored = 0
+        self._num_started = self._num_turns = self._num_emotions = self._num_scored = 0
         self._speech_s = 0.0
         self._label_s = dict.fromkeys(card.labels, 0.0)
 
@@ -170,8 +171,11 @@ class Session:
         """Learn that the next ``num_samples`` never arrived: an open turn ends before them.
 
         Raises:
+            AudioError: fewer than 0 samples.
             SessionClosedError: after :meth:`receive_end`.
         """
+        if num_samples < 0:
+            raise AudioError(f"a gap of {num_samples} samples: expected 0 or more")
         if self._ended:
             raise SessionClosedError("a gap after the end: expected none")
         self._take(self._front_end.flush(), is_end=True)
@@ -261,6 +265,7 @@ class Session:
             order = self._offset + happening.position + is_end
             match happening:
                 case SpeechStart():
+                    self._num_started += 1
                     time_s = self._seconds(self._offset + happening.start_sample)
                     self._items.append((order, Speech(active=True, time_s=time_s)))
                 case WindowCut():
@@ -281,6 +286,7 @@ class Session:
         return Window(
             channel=self.channel,
             number=number,
+            turn=self._num_started - 1,
             start_s=self._seconds(self._offset + cut.span.start_frame * shift),
             end_s=self._seconds(self._offset + cut.span.end_frame * shift + overlap),
             features=cut.features,

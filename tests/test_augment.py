@@ -54,7 +54,7 @@ def test_warp_moves_a_spectral_peak_by_its_factor() -> None:
         np.concatenate([warp_matrix(FEATURES, 1.1) @ ceps, np.zeros(14)]), type=2, norm="ortho"
     )
     peak_hz = np.average(centres_hz, weights=np.maximum(back, 0) ** 4)
-    # Energy is read at f * 1.1, so the peak at 2000 Hz is found at 2000 / 1.1; bands are 100 Hz wide.
+    # Energy is read at f * 1.1: the peak at 2000 Hz is found at 2000 / 1.1; a band is 100 Hz wide.
     assert peak_hz == pytest.approx(2000.0 / 1.1, abs=100.0)
 
 
@@ -67,7 +67,7 @@ def test_stretch_slows_time_and_shrinks_deltas() -> None:
     slow = stretch_time(frames, 2.0)
     assert len(slow) == 200
     slope = np.gradient(slow[:, 0, 0])
-    # Away from the edges the delta is the slope; linear interpolation bends it by one frame's change.
+    # Away from the edges the delta is the slope, bent by one frame where frames are interpolated.
     np.testing.assert_allclose(slow[5:-5, 1, 0], slope[5:-5], atol=1.5)
     np.testing.assert_allclose(slow[:, 2, 0], 0.5, atol=1e-6)
 

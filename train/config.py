@@ -90,6 +90,8 @@ def load_config(name: str, changes: Sequence[str] = ()) -> FitConfig:
         place = fields
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"change {change!r}: {parent} is a value: expected a table")
         place[last] = _toml_value(value.strip())
     return config_from_dict(fields, f"{path}")
 
@@ -100,6 +102,8 @@ def config_from_dict(fields: dict[str, Any], origin: str) -> FitConfig:
     if unknown:
         raise ConfigError(f"{origin}: unknown key {sorted(unknown)[0]!r} in the configuration")
     for part, kind in _PARTS.items():
+        if not isinstance(fields.get(part, {}), dict):
+            raise ConfigError(f"{origin}: {part} is {fields[part]!r}: expected a table")
         wrong = set(fields.get(part, {})) - {item.name for item in fields_of(kind)}
         if wrong:
             raise ConfigError(f"{origin}: unknown key {part}.{sorted(wrong)[0]!r}")

@@ -1,0 +1,215 @@
+"""Our own protocol: one JSON message that starts, binary audio cut anywhere, one that ends.
+
+``{"type": "start", "audio": {"encoding", "sample_rate", "channels"}, "roles", "call_id",
+"step_ms"}``, every field optional; then binary messages; then ``{"type": "end"}``. A client that
+knows nothing of this and just sends audio is heard, too: as 16 kHz mono ``pcm_s16le``, or as the
+query parameters of its URL say. Whatever comes back is an event as JSON text.
+
+What is not understood is refused: an unknown field is a typing error that would change what is
+heard in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, NoReturn, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from streamer.audio import AudioFormat
+from streamer.dialects import CloseCode, End, Input, PeerError, Start
+from streamer.errors import AudioError
+from streamer.events import Event, encode_event
+
+_MAX_TEXT = 4096
+"""Characters of a text message."""
+_MAX_CALL_ID = 128
+_PARAMETERS = {
+    "encoding": "encoding",
+    "sample_rate": "sample_rate",
+    "rate": "sample_rate",
+    "channels": "channels",
+    "roles": "roles",
+    "step_ms": "step_ms",
+    "call_id": "call_id",
+}
+_EXPECTED = (
+    'expected {"type":"start","audio":{"encoding":…,"sample_rate":…,"channels":…},"roles":[…],'
+    '"call_id":…,"step_ms":…} with any of these fields, or {"type":"end"}'
+)
+
+
+_Int: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+"""Small enough to be printed and divided; ranges are checked where the numbers mean something."""
+
+
+class Audio(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the binary messages are; see :class:`streamer.audio.AudioFormat`."""
+
+    encoding: str | UnsetType = UNSET
+    sample_rate: _Int | UnsetType = UNSET
+    channels: _Int | UnsetType = UNSET
+
+
+class StartMessage(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="start"
+):
+    """The first message: what will come. ``roles`` names who speaks on each channel."""
+
+    audio: Audio = Audio()
+    roles: tuple[str, ...] | UnsetType = UNSET
+    call_id: str | UnsetType = UNSET
+    step_ms: _Int | UnsetType = UNSET
+
+
+class EndMessage(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="end"
+):
+    """The last message: no more audio will come, everything that is known may be told."""
+
+
+class ResumeMessage(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="resume"
+):
+    """A dropped connection continues; not served yet."""
+
+    session: str
+    seq: _Int
+
+
+Message: TypeAlias = StartMessage | EndMessage | ResumeMessage
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+
+
+class NativeDialect:
+    """The native protocol, for the time of one connection; see :class:`streamer.dialects.Dialect`.
+
+    Args:
+        query: names and values of the URL's query parameters: ``encoding``, ``sample_rate`` or
+            ``rate``, ``channels``, ``roles`` (with commas between), ``step_ms``, ``call_id``.
+
+    Raises:
+        PeerError: a parameter that is unknown, given twice, or not of its kind.
+    """
+
+    def __init__(self, query: Iterable[tuple[str, str]] = ()) -> None:
+        self._asked = _read_query(query)
+        self._has_started = self._has_ended = False
+
+    def receive_text(self, text: str) -> list[Input]:
+        """Return what a text message means.
+
+        Raises:
+            PeerError: not JSON, not a message of the protocol, or not at this time.
+        """
+        match self._decode(text):
+            case ResumeMessage():
+                raise PeerError(
+                    'resuming a session is not supported yet: expected a new call with "start"',
+                    code="unsupported",
+                    close_code=CloseCode.UNSUPPORTED,
+                )
+            case _ if self._has_ended:
+                raise PeerError('a message after "end": expected none')
+            case EndMessage():
+                start = self._begin(StartMessage())
+                self._has_ended = True
+                return [*start, End()]
+            case _ if self._has_started:
+                raise PeerError('a second "start", or one after audio: expected audio or "end"')
+            case StartMessage() as message:
+                return self._begin(message)
+
+    def receive_bytes(self, chunk: bytes) -> list[Input]:
+        """Return a binary message's audio, after the start that it implies if there was none.
+
+        Raises:
+            PeerError: after the end, or the start that it implies cannot be.
+        """
+        if self._has_ended:
+            raise PeerError(f'{len(chunk)} bytes of audio after "end": expected none')
+        return [*self._begin(StartMessage()), chunk]
+
+    def message_of(self, event: Event) -> str:
+        """Return an event as JSON text."""
+        return encode_event(event).decode()
+
+    def _decode(self, text: str) -> Message:
+        if len(text) > _MAX_TEXT:
+            raise PeerError(
+                f"a text message of {len(text)} characters: expected at most {_MAX_TEXT}",
+                code="too_big",
+                close_code=CloseCode.TOO_BIG,
+            )
+        try:
+            return _decoder.decode(text)
+        except msgspec.ValidationError as error:
+            raise PeerError(f"{error}: {_EXPECTED}") from error
+        except (ValueError, RecursionError) as error:  # not JSON; a lone surrogate; brackets
+            raise PeerError(
+                f"a text message that is not JSON ({error}): {_EXPECTED}",
+                code="bad_json",
+                close_code=CloseCode.INVALID_DATA,
+            ) from error
+
+    def _begin(self, message: StartMessage) -> list[Input]:
+        if self._has_started:
+            return []
+        said, asked = message.audio, self._asked.audio
+        wanted = {
+            "encoding": _agree("encoding", said.encoding, asked.encoding),
+            "sample_rate": _agree("sample_rate", said.sample_rate, asked.sample_rate),
+            "channels": _agree("channels", said.channels, asked.channels),
+        }
+        given = {name: value for name, value in wanted.items() if value is not UNSET}
+        try:
+            audio = AudioFormat(**given)
+        except AudioError as error:
+            raise PeerError(str(error), code=error.code) from error
+        roles = _agree("roles", message.roles, self._asked.roles)
+        step_ms = _agree("step_ms", message.step_ms, self._asked.step_ms)
+        call_id = _agree("call_id", message.call_id, self._asked.call_id)
+        if call_id is not UNSET and not (
+            call_id.isprintable() and 0 < len(call_id) <= _MAX_CALL_ID
+        ):
+            raise PeerError(
+                f"call_id of {len(call_id)} characters: expected 1 to {_MAX_CALL_ID} printable ones"
+            )
+        self._has_started = True
+        return [
+            Start(
+                audio=audio,
+                roles=() if roles is UNSET else roles,
+                step_s=None if step_ms is UNSET else step_ms / 1000,
+                call_id="" if call_id is UNSET else call_id,
+            )
+        ]
+
+
+def _agree(name: str, said: Any, asked: Any) -> Any:
+    """Return what the start message or the URL gives; both may only say the same."""
+    if said is UNSET or asked is UNSET or said == asked:
+        return asked if said is UNSET else said
+    raise PeerError(f"{name} is {said!r} in the start message but {asked!r} in the URL")
+
+
+def _read_query(query: Iterable[tuple[str, str]]) -> StartMessage:
+    audio: dict[str, Any] = {}
+    found: dict[str, Any] = {"type": "start", "audio": audio}
+    for parameter, value in query:
+        name = _PARAMETERS.get(parameter)
+        if name is None:
+            _refuse_query(f"{parameter!r} is unknown, expected one of {', '.join(_PARAMETERS)}")
+        target = audio if name in Audio.__struct_fields__ else found
+        if name in target:
+            _refuse_query(f"{name} is given twice, expected one")
+        target[name] = value.split(",") if name == "roles" else value
+    try:
+        return msgspec.convert(found, StartMessage, strict=False)
+    except (msgspec.ValidationError, ValueError) as error:
+        _refuse_query(str(error))
+
+
+def _refuse_query(sentence: str) -> NoReturn:
+    raise PeerError(f"query parameters: {sentence}")

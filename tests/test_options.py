@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from streamer import __version__
+from streamer.cli import main_serve, main_stream
+from streamer.events import event_schema
+from streamer.options import serve_options, stream_options
+from streamer.server import ServerConfig
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--mic", "call.wav"],
+        ["-", "call.wav"],
+        ["--device", "1", "call.wav"],
+        ["--roles", "boss", "call.wav"],
+        ["--roles", "customer,agent,agent", "call.wav"],
+        ["--rate", "4000", "-"],
+        ["--encoding", "mp3", "-"],
+        ["--step-ms", "255", "call.wav"],
+        ["--step-ms", "0", "call.wav"],
+        ["--provider", "tpu", "call.wav"],
+    ],
+    ids=" ".join,
+)
+def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main_stream(arguments)
+    assert exit.value.code == 2
+    assert "ser-stream: error: " in capsys.readouterr().err
+
+
+def test_schema_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_stream(["--schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == event_schema()
+    with pytest.raises(SystemExit) as exit:
+        main_stream(["--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"ser-stream {__version__}\n"
+
+
+@pytest.mark.parametrize("main", [main_stream, main_serve])
+def test_help_fits_a_terminal(main: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text and "--analyse-agents" in text
+    assert max(len(line) for line in text.splitlines()) <= 82
+
+
+def test_options_between_paths_are_options() -> None:
+    options = stream_options(["a.wav", "--roles", "customer,agent", "b.wav", "--json"])
+    assert options.paths == ["a.wav", "b.wav"]
+    assert options.roles == ("customer", "agent")
+
+
+def test_server_defaults_are_the_servers() -> None:
+    options, config = serve_options([]), ServerConfig()
+    assert (options.host, options.port) == (config.host, config.port)
+    assert options.max_calls == config.max_calls
+    assert options.step_ms / 1000 == config.session.step_s
+    assert options.analyse_agents is config.analyse_agents is False
