@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from streamer.arrays import Samples
 from streamer.audio import AudioFormat, Decoder
 from streamer.card import Card
-from streamer.errors import ConfigError, SerStreamError
+from streamer.errors import ConfigError, ScoreError, SerStreamError
 from streamer.events import Error, Event, Ready, ReadyChannel, Summary
 from streamer.session import OrderedEvent, Session, SessionConfig, SkipReason, Window
 
@@ -26,8 +26,6 @@ NOTICE = (
     "Emotion inference is running on the channels marked as analysed; the people on them must be "
     "told. Agents are not analysed unless the operator has turned that on."
 )
-_MARK_SAMPLES = 160
-"""Arrival times are kept for every 10 ms of audio: bounded, whatever the size of the chunks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,11 +150,11 @@ class Call:
 
     def receive_scores(self, window: Window, logits: ArrayLike) -> None:
         """Take a window's logits, in any order of windows; see :meth:`Session.receive_scores`."""
-        self.sessions[window.channel].receive_scores(window, logits)
+        self._session_of(window).receive_scores(window, logits)
 
     def skip(self, window: Window, reason: SkipReason) -> None:
         """Give a window up; see :meth:`Session.skip`."""
-        self.sessions[window.channel].skip(window, reason)
+        self._session_of(window).skip(window, reason)
 
     def events_to_send(self, now_s: float) -> list[Event]:
         """Return the events that are settled and were not returned before, in the audio's order."""
@@ -171,6 +169,7 @@ class Call:
                 self._max_lag_ms = max(self._max_lag_ms, lag_ms)
                 event = replace(event, lag_ms=lag_ms)
             events.append(self._number(event))
+        self._forget_marks()
         if self._has_ended and not self._has_finished and not self.num_outstanding:
             self._has_finished = True
             if self._fault is not None:
@@ -178,6 +177,14 @@ class Call:
                 events.append(self._number(fault))
             events.append(self._number(self._summary()))
         return events
+
+    def _session_of(self, window: Window) -> Session:
+        if window.channel >= len(self.sessions):
+            raise ScoreError(
+                f"an answer for a window of channel {window.channel}: expected one that was "
+                f"handed out here, of {len(self.sessions)} channels"
+            )
+        return self.sessions[window.channel]
 
     def _feed(self, channel: int, samples: Samples) -> None:
         self.sessions[channel].receive_audio(samples)
@@ -194,16 +201,26 @@ class Call:
         return first[1]
 
     def _mark(self, now_s: float) -> None:
-        count = self.num_samples
-        if self._marks and self._marks[-1][0] // _MARK_SAMPLES == count // _MARK_SAMPLES:
-            self._marks.pop()
-        self._marks.append((count, now_s))
+        # The first time counts: bytes that complete no block made nothing due.
+        if not self._marks or self._marks[-1][0] < self.num_samples:
+            self._marks.append((self.num_samples, now_s))
 
     def _lag_ms(self, order: int, now_s: float) -> float:
         """Milliseconds since the sample arrived that made an event of this order due."""
         while len(self._marks) > 1 and self._marks[0][0] < order:
             self._marks.popleft()
+        if not self._marks:  # the call began with a gap: nothing has arrived
+            return 0.0
         return round(max(0.0, (now_s - self._marks[0][1]) * 1000.0), 1)
+
+    def _forget_marks(self) -> None:
+        """Drop the arrival times that no event to come can need: silence must not pile them up."""
+        oldest = min(
+            queue[0].order if queue else session.horizon
+            for session, queue in zip(self.sessions, self._queues, strict=True)
+        )
+        while len(self._marks) > 1 and self._marks[0][0] < oldest:
+            self._marks.popleft()
 
     def _number(self, event: Event) -> Event:
         seq, self._seq = self._seq, self._seq + 1

@@ -273,7 +273,7 @@ class Session:
                     self._items.append((order, pending))
                     self._unanswered[pending.window.number] = pending
                     self._to_score.append(pending.window)
-                case SpeechEnd():
+                case _:
                     start_s = self._seconds(self._offset + happening.start_sample)
                     end_s = self._seconds(self._offset + happening.end_sample)
                     self._items.append((order, Speech(active=False, time_s=end_s)))

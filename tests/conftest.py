@@ -10,6 +10,7 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci")
 
 SPEECH_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "streamer" / "models" / "can.onnx"
 NO_SPEECH_DATA = "REAL SPEECH IS MISSING, so this was not tested"
 
 
@@ -19,6 +20,14 @@ def speech_data() -> Path:
     if not SPEECH_DATA.is_dir():
         pytest.skip(f"{NO_SPEECH_DATA}: expected {SPEECH_DATA}, found none")
     return SPEECH_DATA
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    """The model that ships."""
+    if not SHIPPED_MODEL.is_file():
+        pytest.skip(f"NO SHIPPED MODEL, so this was not tested: expected {SHIPPED_MODEL}")
+    return SHIPPED_MODEL
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
