@@ -1,6 +1,6 @@
 """Make a checkpoint a model file: ONNX, a card, golden vectors, refused unless both runtimes agree.
 
-``python export_onnx.py CHECKPOINT -o can.onnx [--results results.json]``
+``python export_onnx.py CHECKPOINT -o can.onnx [--results results.json] [--card can.md]``
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from streamer.model import (
     Scores,
     encode_golden,
 )
-from streamer.normalization import NormalizationConfig
 from train.can import CascadedAttentionNetwork, count_parameters
-from train.config import FitConfig, config_from_dict, config_to_dict
+from train.card_page import card_page, describe
+from train.checkpoint import Checkpoint, load_checkpoint
+from train.config import config_to_dict
 from train.corpora import LABELS, load_data, load_manifest, read_samples
+from train.results import card_results
 
 SPEECH_DATA = Path(__file__).resolve().parent.parent / "shared" / "data"
 TOLERANCE = 1e-4
@@ -46,7 +48,7 @@ NUM_GOLDEN = 4
 MAX_BYTES = 2_000_000
 OPSET = 17  # ONNX Runtime 1.20 knows up to 21; nothing in the network is newer than this
 
-# Language and licence of the corpora that we know; each person's own are for them to say.
+# Language and licence of the corpora that we know, all of them acted; your own are for you to say.
 CORPORA = {
     "ravdess": ("en", "CC BY-NC-SA 4.0"),
     "emodb": ("de", "CC0 or CC BY 4.0 (sources differ)"),
@@ -54,20 +56,6 @@ CORPORA = {
     "banglaser": ("bn", "CC BY 4.0 (not confirmed)"),
 }
 WEIGHTS_LICENCE = "CC BY-NC-SA 4.0"
-MAX_RESULTS_LIST = 32  # longer lists in the results are for plots, not for a card
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """What ``train.loop`` kept of a training."""
-
-    network: CascadedAttentionNetwork
-    config: FitConfig
-    normalization: NormalizationConfig | None
-    training_data: dict[str, dict[str, int]]
-    fold: int | None
-    epoch: int
-    validation: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,48 +67,14 @@ class Agreement:
     num_bytes: int
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of ``python -m train fit``.
-
-    Raises:
-        ModelError: it is missing, or not such a checkpoint.
-        ConfigError: its configuration is not one of this version's.
-    """
-    if not path.is_file():
-        raise ModelError(f"no checkpoint {path}: expected a best.pt of `python -m train fit`")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, zipfile and pickle each raise their own
-        raise ModelError(f"{path} cannot be read as a checkpoint: {error}") from error
-    wanted = {"config", "model", "normalization", "fold", "epoch", "validation", "training_data"}
-    if not isinstance(stored, dict) or not wanted <= set(stored):
-        found = sorted(map(str, stored)) if isinstance(stored, dict) else type(stored).__name__
-        raise ModelError(f"{path} holds {found}: expected {', '.join(sorted(wanted))}")
-    config = config_from_dict(stored["config"], f"{path}")
-    network = CascadedAttentionNetwork(config.network)
-    try:
-        network.load_state_dict(stored["model"])
-    except RuntimeError as error:
-        raise ModelError(f"{path}: its weights are not its configuration's: {error}") from error
-    normalization = stored["normalization"]
-    return Checkpoint(
-        network=network.eval(),
-        config=config,
-        normalization=normalization and msgspec.convert(normalization, NormalizationConfig),
-        training_data=stored["training_data"],
-        fold=stored["fold"],
-        epoch=stored["epoch"],
-        validation=stored["validation"],
-    )
-
-
 def make_card(
     checkpoint: Checkpoint, *, name: str, description: str = "", results: dict[str, Any]
 ) -> Card:
     """Say what the checkpoint was trained for, on what, and how well it did.
 
     Raises:
-        ModelError: the results' calibration is not three temperatures.
+        ModelError: the results' calibration is not three temperatures, or they are not those of an
+            evaluation of the same recipe.
     """
     try:
         calibration = msgspec.convert(results.get("calibration", {}), Calibration)
@@ -129,19 +83,27 @@ def make_card(
             f"calibration {results['calibration']}: expected temperatures for window, smoothed and "
             f"turn: {error}"
         ) from error
+    kept = card_results(results, checkpoint.config)
     config = checkpoint.config
     corpora = sorted(checkpoint.training_data)
+    licence = WEIGHTS_LICENCE if set(corpora) & set(CORPORA) else "unknown"
+    speech = "acted speech" if set(corpora) <= set(CORPORA) else "speech"
     return Card(
         name=name,
         description=description
-        or f"Cascaded Attention Network (Liu et al. 2023), trained on {', '.join(corpora)}.",
+        or describe(
+            data=f"{speech} ({', '.join(corpora)})",
+            licence=licence,
+            fold=checkpoint.fold,
+            num_folds=len(kept.get("folds", [])),
+        ),
         labels=LABELS,
         features=config.features,
         normalization=checkpoint.normalization,
         window=config.window,
         calibration=calibration,
         data=tuple(_corpus(corpus, checkpoint.training_data[corpus]) for corpus in corpora),
-        licence=WEIGHTS_LICENCE if set(corpora) & set(CORPORA) else "unknown",
+        licence=licence,
         training={
             "config": config_to_dict(config),
             "epoch": checkpoint.epoch,
@@ -149,21 +111,13 @@ def make_card(
             "validation": checkpoint.validation,
             "parameters": count_parameters(checkpoint.network),
         },
-        results=_without_long_lists(results),
+        results=kept,
     )
 
 
 def _corpus(name: str, counts: dict[str, int]) -> Corpus:
     language, licence = CORPORA.get(name, ("unknown", "unknown"))
     return Corpus(name=name, language=language, licence=licence, **counts)
-
-
-def _without_long_lists(value: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_long_lists(item) if isinstance(item, dict) else item
-        for key, item in value.items()
-        if not (isinstance(item, list) and len(item) > MAX_RESULTS_LIST)
-    }
 
 
 def real_windows(card: Card, data: Path | None) -> NDArray[np.float32]:
@@ -330,8 +284,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--results", type=Path, metavar="JSON", help="written by `python -m train evaluate`"
     )
+    parser.add_argument(
+        "--card", type=Path, metavar="FILE.md", help="write the card as a page to read, too"
+    )
     parser.add_argument("--name", help="the model's name; else the file's")
-    parser.add_argument("--description", default="", help="one sentence for the card")
+    parser.add_argument("--description", default="", help="for the card; else what is known of it")
     parser.add_argument(
         "--data",
         type=Path,
@@ -353,10 +310,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             description=arguments.description,
             results=_read_results(arguments.results),
         )
+        if arguments.card and not arguments.card.parent.is_dir():
+            raise ModelError(f"{arguments.card}: expected a folder for it, found none")
+        page = card_page(card)
         agreement = export(checkpoint, card, arguments.output, data)
     except SerStreamError as error:
         print(f"export refused: {error}", file=sys.stderr)
         return 1
+    if arguments.card:
+        arguments.card.write_text(page, encoding="utf-8")
     if arguments.results is None:
         print("without --results: the card has no results and temperatures of 1", file=sys.stderr)
     print(

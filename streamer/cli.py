@@ -52,7 +52,7 @@ class _Source:
 class _Interruption:
     """Ctrl-C and SIGTERM end the audio, not the program: its tail is scored, its summary given.
 
-    The second signal raises KeyboardInterrupt. To be used in a ``with``, on the main thread.
+    The second signal ends the process at once. To be used in a ``with``, on the main thread.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,10 @@ class _Interruption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            # Not by an exception: one that is raised while a generator closes is only printed.
+            if os.isatty(1):
+                os.write(1, b"\x1b[?25h\n")  # the cursor that a live view has hidden
+            os._exit(128 + self.signal)
         self.signal = number
         if self._is_reading:
             self._is_reading = False
@@ -218,8 +221,6 @@ def main_stream(arguments: Sequence[str] | None = None) -> int:
                 print("\n".join(list_devices()) or "no device that records", flush=True)
                 return EXIT_FINE
             has_failed = _stream(options, interruption)
-        except KeyboardInterrupt:
-            pass  # the second signal
         except SerStreamError as error:
             return _refuse("ser-stream", error)
         except BrokenPipeError:

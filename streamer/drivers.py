@@ -56,10 +56,10 @@ def recognize(
 ) -> Iterator[Event]:
     """Run a call to its end, blocking; yield its events, the last one being the ``summary``.
 
-    Events that settle while the next chunk is awaited come out with that chunk. A
-    :class:`SerStreamError` that ``chunks`` raises becomes an ``error`` event; a window that cannot
-    be scored, or not in time, is told by one too. Closing the generator closes ``chunks`` if that
-    is a generator.
+    Events that settle while the next chunk is awaited come out with that chunk, so a source that
+    may pause yields an empty one now and then. A :class:`SerStreamError` that ``chunks`` raises
+    becomes an ``error`` event; a window that cannot be scored, or not in time, is told by one too.
+    Closing the generator closes ``chunks`` if that is a generator.
 
     Args:
         call: a call to which nothing has been fed.
@@ -270,5 +270,5 @@ def _slices(chunk: Chunk, audio: AudioFormat) -> Iterator[_Piece]:
         return
     length = round(_SLICE_S * audio.sample_rate) * audio.bytes_per_block
     view = memoryview(chunk)
-    for start in range(0, len(view), length):
+    for start in range(0, len(view) or 1, length):  # an empty one too: it lets events out
         yield view[start : start + length]

@@ -20,7 +20,7 @@ from streamer.arrays import Samples, Scores, WindowFeatures
 from streamer.card import Card
 from streamer.errors import AudioError, ScoreError, SessionClosedError
 from streamer.events import ChannelEvent, ChannelSummary, Emotion, Error, Gap, Lag, Speech, Turn
-from streamer.frontend import FrontEnd, FrontEndConfig, Happening, SpeechEnd, SpeechStart, WindowCut
+from streamer.frontend import FrontEnd, FrontEndConfig, Happening, SpeechStart, WindowCut
 from streamer.smoothing import LabelSteadier, ScoreSmoother, SmoothingConfig, calibrate, softmax
 from streamer.vad import VadConfig
 

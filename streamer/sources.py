@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -143,12 +144,20 @@ def _num_samples_promised(file: soundfile.SoundFile) -> int:
 # Standard input, and time
 
 
+_IDLE_S = 0.05
+
+
 class _Readable(Protocol):
     def read1(self, size: int, /) -> bytes: ...
+
+    def fileno(self) -> int: ...
 
 
 def stdin_chunks(stream: _Readable, *, is_declared: bool = True) -> Iterator[bytes]:
     """Yield raw audio from a stream such as ``sys.stdin.buffer``, as it comes.
+
+    While none comes an empty chunk is yielded now and then, so that events which have settled
+    meanwhile are not held back by a source that pauses.
 
     Args:
         stream: what is read to its end.
@@ -170,12 +179,24 @@ def stdin_chunks(stream: _Readable, *, is_declared: bool = True) -> Iterator[byt
             )
         if head:
             yield head
-        while chunk := stream.read1(_READ_BYTES):
+        while True:
+            while not _has_input(stream):
+                yield b""
+            if not (chunk := stream.read1(_READ_BYTES)):
+                return
             yield chunk
     except OSError as error:
         raise SourceError(
             f"standard input cannot be read ({error.strerror}): expected audio"
         ) from error
+
+
+def _has_input(stream: _Readable) -> bool:
+    """Wait a little for input, or its end; True where that cannot be told without reading."""
+    try:
+        return bool(select.select([stream], [], [], _IDLE_S)[0])
+    except (OSError, ValueError, TypeError):  # no file behind it, or on Windows no socket
+        return True
 
 
 def paced(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import soundfile
 from streamer.windows import WindowConfig
 from tests.golden.synthetic import SAMPLE_RATE, voice
 from train.can import CanConfig
-from train.config import FitConfig
+from train.config import FitConfig, config_to_dict
 from train.corpora import LABELS, Utterance, load_manifest
 
 TINY = FitConfig(
@@ -31,6 +32,18 @@ TINY = FitConfig(
 def tiny(**changes: object) -> FitConfig:
     """Return the tiny configuration, changed."""
     return replace(TINY, **changes)  # type: ignore[arg-type]
+
+
+def write_config(path: Path, config: FitConfig) -> Path:
+    """Write a configuration as a file of one's own; JSON's numbers, strings, lists are TOML's."""
+    lines, tables = [], []
+    for key, value in config_to_dict(config).items():
+        if isinstance(value, dict):
+            tables += [f"[{key}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items())]
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    path.write_text("\n".join(lines + tables) + "\n", encoding="utf-8")
+    return path
 
 
 def write_corpus(
@@ -56,6 +69,12 @@ def write_corpus(
     manifest = folder / "manifest.csv"
     manifest.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return manifest
+
+
+def silence_file(utterance: Utterance) -> None:
+    """Replace an utterance's audio by silence of the same length."""
+    silent = np.zeros(round(utterance.duration_s * SAMPLE_RATE), np.float32)
+    soundfile.write(utterance.path, silent, SAMPLE_RATE)
 
 
 def make_corpus(folder: Path, **options: object) -> list[Utterance]:

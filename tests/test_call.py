@@ -83,11 +83,9 @@ def test_the_first_event_says_what_listens() -> None:
 def test_the_last_event_is_the_summary() -> None:
     call = Call(CARD, CallConfig(audio=STEREO, roles=("customer", "agent"), source="call.wav"))
     events = hear(call, [pcm(LEFT, RIGHT)])
-    summary = events[-1]
-    assert isinstance(summary, Summary)
-    assert of_type(events, Summary) == [summary]
-    assert summary.duration_s == 4.0
-    assert summary.max_lag_ms == 0.0
+    (summary,) = of_type(events, Summary)
+    assert summary is events[-1]
+    assert (summary.duration_s, summary.max_lag_ms) == (4.0, 0.0)
     customer, agent = summary.channels
     assert (customer.channel, customer.role, customer.analysed) == (0, "customer", True)
     assert (agent.channel, agent.role, agent.analysed) == (1, "agent", False)
@@ -102,8 +100,7 @@ def test_the_last_event_is_the_summary() -> None:
 def test_a_call_without_audio_is_ready_and_over() -> None:
     call = Call(CARD, CallConfig(audio=STEREO))
     assert not call.has_ended
-    kinds = [type(event) for event in hear(call, [])]
-    assert kinds == [Ready, Summary]
+    assert [type(event) for event in hear(call, [])] == [Ready, Summary]
 
 
 def test_the_summary_waits_for_the_last_score() -> None:
@@ -116,8 +113,7 @@ def test_the_summary_waits_for_the_last_score() -> None:
         assert call.num_outstanding == num_left
         assert not of_type(call.events_to_send(0.0), Summary)
         assert call.has_ended and not call.is_finished
-        window = windows.pop()
-        call.receive_scores(window, fake_logits(window.features))
+        answer_all(call, [windows.pop()])
     assert isinstance(call.events_to_send(0.0)[-1], Summary)
     assert call.is_finished
 

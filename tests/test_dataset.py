@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from streamer.frontend import FrontEndConfig
 from streamer.normalization import CausalNormalizer, NormalizationConfig
 from streamer.session import Session, SessionConfig, Window
 from streamer.windows import WindowConfig
-from tests.made_up_corpus import make_corpus
+from tests.made_up_corpus import make_corpus, silence_file
 from train.corpora import LABELS, CorpusError, Utterance, load_corpus, read_samples
 from train.dataset import (
     CONDITIONS,
     Clip,
+    cache_clips,
+    condition_samples,
     extract,
     feature_statistics,
     load_clips,
@@ -42,13 +45,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
 @pytest.fixture(scope="module")
 def clips(corpus: list[Utterance]) -> list[Clip]:
     return [extract(utterance, "clean", PLAIN) for utterance in corpus]
-
-
-def audio_of(utterance: Utterance, condition: str) -> Samples:
-    samples = read_samples(utterance)
-    if condition == "clean":
-        return samples
-    return telephone(samples, hashlib.sha256(utterance.utterance_id.encode()).digest()[0])
 
 
 def windows_served(samples: Samples, normalization: NormalizationConfig | None) -> list[Window]:
@@ -74,7 +70,7 @@ def windows_served(samples: Samples, normalization: NormalizationConfig | None) 
 def assert_served(utterance: Utterance, condition: str) -> None:
     """Assert that training has exactly the windows of serving: law 2."""
     clip = extract(utterance, condition, PLAIN)
-    served = windows_served(audio_of(utterance, condition), None)
+    served = windows_served(condition_samples(utterance, condition), None)
     (trained,) = normalize_clips([clip], None, "cold", seed=1)
     assert len(served) == len(trained.spans) > 0
     assert [window.is_full for window in served] == trained.is_full.tolist()
@@ -127,15 +123,37 @@ def test_telephone_is_a_telephone(corpus: list[Utterance]) -> None:
         assert power[hertz > 4200].sum() < 1e-4 * power.sum()
 
 
+def test_a_telephone_follows_from_the_name(corpus: list[Utterance]) -> None:
+    seeds = set()
+    for utterance in corpus[:8]:
+        seed = hashlib.sha256(utterance.utterance_id.encode()).digest()[0]
+        seeds.add(seed % 2)
+        samples = read_samples(utterance)
+        assert np.array_equal(condition_samples(utterance, "clean"), samples)
+        narrow = telephone(samples, seed)
+        assert np.array_equal(condition_samples(utterance, "telephone"), narrow)
+    assert seeds == {0, 1}, "both of G.711's laws"
+
+
 def test_cache_is_used_again(
     corpus: list[Utterance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advanced = []
-    first = load_clips(corpus, "telephone", FEATURES, WINDOW, tmp_path, lambda: advanced.append(1))
+
+    def fill() -> None:
+        cache_clips(
+            corpus, "telephone", FEATURES, WINDOW, tmp_path, lambda: advanced.append(corpus)
+        )
+
+    fill()
     assert len(advanced) == len(corpus)
+    first = [extract(utterance, "telephone", PLAIN) for utterance in corpus]
     monkeypatch.setattr(train.dataset, "extract", lambda *_: pytest.fail("computed again"))
-    again = load_clips(corpus, "telephone", FEATURES, WINDOW, tmp_path, lambda: advanced.append(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", lambda *_: pytest.fail("read for nothing"))
+        fill()
     assert len(advanced) == 2 * len(corpus)
+    again = load_clips(corpus, "telephone", FEATURES, WINDOW, tmp_path)
     for one, other in zip(first, again, strict=True):
         assert one.utterance == other.utterance
         for name in ("frames", "is_speech", "spans", "is_full"):
@@ -159,6 +177,29 @@ def test_cache_of_something_else_is_not_used(corpus: list[Utterance], tmp_path: 
     assert num_files(some, "clean", FEATURES, WindowConfig(first_frames=50)) == 4
     assert num_files(some[:2], "clean", FEATURES, WINDOW) == 5
     assert num_files(some, "clean", FEATURES, WINDOW) == 5
+    part = replace(some[0], start_s=0.1, duration_s=some[0].duration_s - 0.1)
+    assert num_files([part, *some[1:]], "clean", FEATURES, WINDOW) == 6
+
+
+def test_audio_that_was_replaced_is_heard_anew(tmp_path: Path) -> None:
+    utterances = make_corpus(tmp_path / "corpus", seconds=(0.6,))[:2]
+
+    def num_windows() -> list[int]:
+        loaded = load_clips(utterances, "clean", FEATURES, WINDOW, tmp_path / "cache")
+        return [len(clip.spans) for clip in loaded]
+
+    one, other = num_windows()
+    assert one > 0 and other > 0
+    before = utterances[0].path.stat()
+    silence_file(utterances[0])
+    after = utterances[0].path.stat()
+    assert after.st_size == before.st_size, "the test is of the time of change"
+    os.utime(utterances[0].path, ns=(after.st_atime_ns, before.st_mtime_ns + 1))
+    assert num_windows() == [0, other]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    utterances[1].path.unlink()
+    with pytest.raises(CorpusError, match="expected an audio file"):
+        num_windows()
 
 
 def test_cold_normalisation_begins_with_the_utterance(clips: list[Clip]) -> None:

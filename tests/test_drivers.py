@@ -130,6 +130,25 @@ def test_recognize_stops_reading_while_too_much_is_out() -> None:
     assert_same_events(events, hear(new_call(), [AUDIO]))
 
 
+def test_an_empty_chunk_lets_out_what_has_settled() -> None:
+    scorer = OwnScorer(OnDemand)
+    call = new_call()
+    seen: list[str] = []
+
+    def chunks() -> Iterator[bytes]:
+        yield AUDIO[: len(AUDIO) // 2]
+        for window, future in enumerate(list(scorer.futures)):
+            future.exception()  # on demand: it is answered now
+            assert seen.count("Emotion") <= window
+        yield b""
+        assert seen.count("Emotion") == len(scorer.futures) > 0
+        yield AUDIO[len(AUDIO) // 2 :]
+
+    for event in recognize(call, chunks(), scorer):
+        seen.append(type(event).__name__)
+    assert seen[-1] == "Summary"
+
+
 def test_live_audio_skips_the_oldest_windows_and_no_final() -> None:
     turns = [tone_speech(0.5, 2), tone_speech(2.6, 1), tone_speech(0.5, 2)]
     audio = encode_audio([np.concatenate([np.append(turn, silence(0.8)) for turn in turns])], PCM16)

@@ -9,23 +9,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 import train.__main__
 from streamer.card import decode_card, encode_card
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, ModelError
 from streamer.events import Emotion, Summary, Turn
 from streamer.smoothing import calibrate
 from tests.golden.synthetic import hiss, silence, voice
-from tests.made_up_corpus import TINY, write_corpus
+from tests.made_up_corpus import TINY, silence_file, write_config, write_corpus
 from train.__main__ import main
-from train.checkpoint import card_of, is_finished, load_checkpoint, num_epochs_done
+from train.checkpoint import (
+    card_of,
+    is_finished,
+    load_checkpoint,
+    num_epochs_done,
+    read_resumable,
+)
 from train.config import config_to_dict
 from train.corpora import LABELS, Utterance, load_manifest
 from train.dataset import load_clips, normalize_clips
 from train.evaluate import NO_ANSWER, Group, Heard, check_split, evaluate, hear, listen
 from train.loop import score_clips
+from train.results import card_results
 from train.splits import speaker_folds
 
 
@@ -53,22 +59,9 @@ def utterances(manifest: Path) -> list[Utterance]:
 
 
 @pytest.fixture(scope="module")
-def config(home: Path) -> Path:
-    """The tiny configuration as a file of one's own; JSON's numbers, strings, lists are TOML's."""
-    lines, tables = [], []
-    for key, value in config_to_dict(TINY).items():
-        if isinstance(value, dict):
-            tables += [f"[{key}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items())]
-        else:
-            lines.append(f"{key} = {json.dumps(value)}")
-    path = home / "tiny.toml"
-    path.write_text("\n".join(lines + tables) + "\n", encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def training(home: Path, manifest: Path, config: Path) -> list[str]:
+def training(home: Path, manifest: Path) -> list[str]:
     """Return the options that all trainings here share."""
+    config = write_config(home / "tiny.toml", TINY)
     files = ["--manifest", str(manifest), "--cache", str(home / "cache")]
     return ["--config", str(config), *files, "--threads", "1"]
 
@@ -116,11 +109,29 @@ def test_results_say_where_they_come_from(results: dict[str, Any], run: Path) ->
     assert results["seconds"] > 0
     assert [fold["fold"] for fold in results["folds"]] == [0, 1, 2]
     for fold in results["folds"]:
-        content = load_checkpoint(run / f"fold{fold['fold']}" / "best.pt").content
-        assert (fold["epoch"], fold["validation"]) == (content["epoch"], content["validation"])
+        checkpoint = load_checkpoint(run / f"fold{fold['fold']}" / "best.pt")
+        assert (fold["epoch"], fold["validation"]) == (checkpoint.epoch, checkpoint.validation)
         assert fold["seed"] == 1
     uars = [fold["test"]["made-up"] for fold in results["folds"]]
     assert np.mean(uars) == pytest.approx(results["corpora"]["made-up"]["uar"], abs=1e-3)
+
+
+def test_a_card_keeps_what_matters_of_them(results: dict[str, Any]) -> None:
+    kept = card_results(results, replace(TINY, name="all", epochs=2, seed=3))
+    assert card_results(kept, TINY) == kept, "a card's results can be read back"
+    for name in ("protocol", "command", "mean", "ece"):
+        assert kept[name] == results[name]
+    assert kept["corpora"] == results["corpora"]
+    telephone = results["telephone"]["made-up"]
+    assert kept["telephone"]["made-up"] == {key: telephone[key] for key in ("uar", "interval")}
+    assert [set(fold) for fold in kept["folds"]] == 3 * [{"fold", "seed", "epoch", "test"}]
+    assert card_results({}, TINY) == {}
+    with pytest.raises(ModelError, match=r"another recipe than the checkpoint's \(batch_size\)"):
+        card_results(results, replace(TINY, batch_size=4))
+    with pytest.raises(ModelError, match="missing required field `uar`"):
+        card_results({**results, "corpora": {"made-up": {}}}, TINY)
+    with pytest.raises(ModelError, match="over the telephone alone"):
+        card_results({**results, "telephone": {}}, TINY)
 
 
 def test_temperatures_are_medians_over_folds(results: dict[str, Any]) -> None:
@@ -242,7 +253,7 @@ def test_an_utterance_without_a_turn_counts_as_wrong(
     folder = tmp_path / "corpus"
     shutil.copytree(manifest.parent, folder)
     first = load_manifest(folder / "manifest.csv")[0]
-    soundfile.write(first.path, silence(first.duration_s), 16000)
+    silence_file(first)
     report = evaluate(run, load_manifest(folder / "manifest.csv"))["corpora"]["made-up"]
     assert report["unanswered"] == [1, 0, 0, 0]
     assert report["n"] == 24
@@ -260,7 +271,7 @@ def test_checkpoints_of_other_data_are_refused(
         check_split(path, splits[1], checkpoint)
     with pytest.raises(ConfigError, match="expected fold 0 of the data at hand"):
         check_split(path, replace(splits[0], train=splits[0].train[1:]), checkpoint)
-    with pytest.raises(ConfigError, match="found no file"):
+    with pytest.raises(ConfigError, match="no checkpoint"):
         evaluate(tmp_path, utterances)
     with pytest.raises(ConfigError, match="fold 7: expected 0 to 2"):
         evaluate(run, utterances, folds=[7])
@@ -283,13 +294,20 @@ def test_a_checkpoint_comes_back_as_it_was(run: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", None])
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "best.pt"
     if content is None:
-        torch.save({"weights": torch.zeros(3)}, path)
+        torch.save({"weights": torch.zeros(3)}, tmp_path / "last.pt")
     else:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError, match="expected a checkpoint"):
-        load_checkpoint(path)
+        (tmp_path / "last.pt").write_bytes(content)
+    message = "cannot be read as a checkpoint" if content is not None else "expected config, "
+    with pytest.raises(ConfigError, match=message):
+        load_checkpoint(tmp_path / "last.pt")
+    with pytest.raises(ConfigError, match=message):
+        num_epochs_done(tmp_path)
+
+
+def test_the_best_is_not_what_a_training_resumes_from(run: Path) -> None:
+    with pytest.raises(ConfigError, match="learner, state"):
+        read_resumable(run / "fold0" / "best.pt")
 
 
 def test_finished_folds_are_passed_over(
@@ -314,79 +332,7 @@ def test_folds_side_by_side_come_out_the_same(
     shutil.rmtree(tmp_path / "run" / "fold1")
     assert main(["folds", *training, "-o", str(tmp_path / "run"), "--jobs", "2"]) == 0
     whole, again = (
-        load_checkpoint(folder / "fold1" / "best.pt").content["model"]
+        load_checkpoint(folder / "fold1" / "best.pt").network.state_dict()
         for folder in (run, tmp_path / "run")
     )
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-
-
-def test_one_epoch_of_everybody(
-    training: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["fit", *training, "--all", "--set", "epochs=1", "-o", str(tmp_path)]
-    assert main(arguments) == 0
-    checkpoint = load_checkpoint(tmp_path / "best.pt")
-    assert (checkpoint.content["fold"], checkpoint.content["epoch"]) == (None, 0)
-    assert checkpoint.content["training_data"] == {"made-up": {"utterances": 24, "speakers": 3}}
-    told = capfd.readouterr()
-    assert told.out == ""
-    assert "epoch  1" in told.err and "best.pt" in told.err
-
-
-def test_an_interrupted_fit_says_how_to_go_on(
-    training: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train.__main__, "fit", stop)
-    arguments = ["fit", *training, "--fold", "0", "-o", str(tmp_path)]
-    assert main(arguments) == 130
-    told = capfd.readouterr().err
-    assert "goes on after the last epoch" in told
-    assert f"python -m train {' '.join(arguments)}" in told.replace("\n", "")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["fit", "--fold", "0", "--data", "/nowhere"], "found no speech corpus"),
-        (["fit", "--fold", "0", "--config", "papre"], "no configuration 'papre'"),
-        (["fit", "--all", "--set", "epoch=1"], "unknown key 'epoch'"),
-    ],
-)
-def test_failures_are_told_in_a_line(
-    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 1
-    told = capfd.readouterr().err
-    assert told.startswith("error: ")
-    assert message in told.replace("\n", " ")
-
-
-def test_an_unknown_fold_is_refused(training: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", *training, "--fold", "3"]) == 1
-    assert "--fold 3: expected 0 to 2" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["fit"], ["fit", "--fold", "1", "--all"], ["folds", "--jobs", "0"], ["evaluate"]],
-)
-def test_misuse_is_told(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    assert "usage: python -m train" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("command", [[], ["fit"], ["folds"], ["evaluate"]])
-def test_help_teaches(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([*command, "--help"])
-    assert stopped.value.code == 0
-    told = capfd.readouterr().out
-    assert ("python -m train fit --config paper" in told) == (not command)

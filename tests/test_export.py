@@ -16,14 +16,10 @@ from export_onnx import main, make_card, real_windows, synthetic_voice, torch_sc
 from streamer.errors import ModelError
 from streamer.model import Model, Scores
 from streamer.vad import SpeechTracker, VadConfig, VoiceDetector
+from tests.made_up_results import make_results
 from tests.models import tiny_checkpoint, tiny_network
+from train.card_page import card_page
 from train.config import config_to_dict
-
-RESULTS = {
-    "calibration": {"window": 1.5, "smoothed": 1.2, "turn": 0.9},
-    "corpora": {"nemo": {"uar": 0.6, "confusion": [[1, 2], [3, 4]], "turns": [0.5] * 900}},
-    "command": "python -m train evaluate",
-}
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +57,16 @@ def save(stored: dict[str, Any], path: Path) -> str:
 def test_exports_and_proves(
     stored: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results, output = tmp_path / "results.json", tmp_path / "can.onnx"
-    results.write_text(json.dumps(RESULTS))
-    checkpoint = save(stored, tmp_path / "best.pt")
-    assert main([checkpoint, "-o", str(output), "--results", str(results)]) == 0
+    results, output, page = (tmp_path / name for name in ("results.json", "can.onnx", "can.md"))
+    found = make_results(tiny_checkpoint().config)
+    results.write_text(json.dumps(found))
+    arguments = [save(stored, tmp_path / "best.pt"), "-o", str(output), "--results", str(results)]
+    assert main([*arguments, "--card", str(page)]) == 0
     assert "torch and ONNX Runtime differ by" in capsys.readouterr().out
     assert output.stat().st_size < 2_000_000
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "best.pt",
+        "can.md",
         "can.onnx",
         "results.json",
     ]
@@ -86,7 +84,9 @@ def test_exports_and_proves(
         ("nemo", "pl", "CC BY-NC-SA 4.0"),
     ]
     assert card.licence == "CC BY-NC-SA 4.0", "one non-commercial corpus is enough"
-    assert card.results["corpora"] == {"nemo": {"uar": 0.6, "confusion": [[1, 2], [3, 4]]}}
+    assert card.results["corpora"] == found["corpora"]
+    assert card.results["telephone"] == {"nemo": {"uar": 0.5432, "interval": [0.5712, 0.6834]}}
+    assert page.read_text(encoding="utf-8") == card_page(card)
     assert card.training["config"]["name"] == "tiny" and card.training["epoch"] == 7
     assert card.training["parameters"] == sum(p.numel() for p in tiny_network().parameters())
 
@@ -181,6 +181,7 @@ def test_refuses_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFix
     [
         ("[]", "expected a JSON object"),
         ('{"calibration": {"window": "hot"}}', "expected temperatures"),
+        ('{"accuracy": 0.9}', "expected those that `python -m train evaluate` writes"),
     ],
 )
 def test_refuses_results_of_something_else(
@@ -197,6 +198,17 @@ def test_refuses_results_of_something_else(
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "can.onnx").exists()
+
+
+@pytest.mark.usefixtures("no_speech_data")
+def test_a_page_for_which_there_is_no_folder_is_refused_first(
+    stored: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, output = save(stored, tmp_path / "best.pt"), tmp_path / "can.onnx"
+    page = tmp_path / "none" / "can.md"
+    assert main([checkpoint, "-o", str(output), "--card", str(page)]) == 1
+    assert "expected a folder for it" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_own_speech_keeps_its_own_licence() -> None:

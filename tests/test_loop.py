@@ -10,10 +10,10 @@ import torch
 
 from streamer.errors import ConfigError
 from streamer.smoothing import softmax
-from tests.made_up_corpus import TINY, make_corpus, tiny
+from tests.made_up_corpus import TINY, make_corpus, silence_file, tiny
 from train.can import CascadedAttentionNetwork
 from train.config import FitConfig
-from train.corpora import Utterance
+from train.corpora import CorpusError, Utterance
 from train.loop import draw_epoch, fit, prepare, score_clips, validation_uar
 from train.splits import Split, speaker_folds, split_all
 
@@ -172,6 +172,42 @@ def test_statistics_come_from_training_speakers_alone(split: Split, cache: Path)
     other = prepare(everyone, TINY, cache)
     assert other.normalization != whole.normalization
     assert not np.array_equal(other.mean, whole.mean)
+
+
+@pytest.fixture
+def other_split(tmp_path: Path) -> Split:
+    """A split of a corpus whose files a test may spoil."""
+    return speaker_folds(make_corpus(tmp_path / "corpus"))[0]
+
+
+def test_clips_without_speech_neither_train_nor_validate(
+    other_split: Split, tmp_path: Path
+) -> None:
+    silent = [*other_split.train[:2], other_split.validation[3], other_split.test[0]]
+    for utterance in silent:
+        silence_file(utterance)
+    material = prepare(other_split, TINY, tmp_path / "cache")
+    assert material.num_without_speech == 3, "who tests is not heard here"
+    expected = [item.utterance_id for item in other_split.train[2:]]
+    for clips in material.train.values():
+        # The same in every condition: a draw picks the clip first, then how it sounds.
+        assert [clip.utterance.utterance_id for clip in clips] == expected
+    assert len(material.validation) == 7
+    notes: list[str] = []
+    lines: list[dict[str, Any]] = []
+    config = tiny(epochs=1)
+    cache = tmp_path / "cache"
+    fit(other_split, config, tmp_path / "fit", cache, report=lines.append, note=notes.append)
+    assert notes == ["left out 3 utterances in which no speech was found"]
+    assert np.isfinite(lines[0]["validation"]["mean"])
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_nothing_but_silence_is_refused(other_split: Split, tmp_path: Path, part: str) -> None:
+    for utterance in getattr(other_split, part):
+        silence_file(utterance)
+    with pytest.raises(CorpusError, match="no speech in any of the 8 utterances to"):
+        prepare(other_split, TINY, tmp_path / "cache")
 
 
 def test_draws_come_from_seed_and_epoch(split: Split, cache: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -187,6 +188,18 @@ def test_standard_input_that_breaks_is_a_source_error() -> None:
     broken = OSError(5, "Input/output error")
     chunks, message = read_until_error(stdin_chunks(Pipe(b"\0\0", broken)))
     assert chunks == [b"\0\0"] and "Input/output error" in message
+
+
+def test_stdin_that_pauses_lets_its_reader_go_on() -> None:
+    receiver, sender = os.pipe()
+    with open(receiver, "rb") as stream:
+        chunks = stdin_chunks(stream)
+        assert next(chunks) == b"", "nothing has come yet"
+        os.write(sender, b"\1\2\3")
+        assert next(chunk for chunk in chunks if chunk) == b"\1\2\3"
+        assert next(chunks) == b""
+        os.close(sender)
+        assert all(chunk == b"" for chunk in chunks)
 
 
 # Time

@@ -21,7 +21,7 @@ from streamer.errors import ConfigError, SerStreamError
 from train.checkpoint import is_finished, num_epochs_done
 from train.config import FitConfig, load_config
 from train.corpora import Utterance, load_data, load_iemocap, load_manifest
-from train.dataset import CONDITIONS, load_clips
+from train.dataset import CONDITIONS, cache_clips
 from train.evaluate import evaluate
 from train.folds import FoldsConfig, News, fit_fold, fit_side_by_side
 from train.loop import fit
@@ -161,6 +161,7 @@ def _fit(options: argparse.Namespace, console: Console) -> None:
             device=options.device,
             report=lambda line: _print_epoch(progress.console, name, line),
             advance=lambda share: progress.update(task, completed=share),
+            note=lambda text: _print_note(progress.console, name, text),
         )
     kept = folder / "best.pt"
     console.print(f"done: {kept}", markup=False, highlight=False)
@@ -186,6 +187,8 @@ def _folds(options: argparse.Namespace, console: Console) -> None:
         def receive(split: Split, news: News) -> None:
             if isinstance(news, float):
                 progress.update(tasks[split.fold], completed=news)
+            elif isinstance(news, str):
+                _print_note(progress.console, f"fold{split.fold}", news)
             else:
                 _print_epoch(progress.console, f"fold{split.fold}", news)
 
@@ -264,7 +267,7 @@ def _fill_cache(
     with _progress(console, MofNCompleteColumn()) as progress:
         task = progress.add_task("features", total=len(CONDITIONS) * len(utterances))
         for condition in CONDITIONS:
-            load_clips(
+            cache_clips(
                 utterances,
                 condition,
                 config.features,
@@ -283,6 +286,10 @@ def _progress(console: Console, *columns: MofNCompleteColumn) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+def _print_note(console: Console, name: str, text: str) -> None:
+    console.print(f"{name}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_epoch(console: Console, name: str, line: dict[str, Any]) -> None:

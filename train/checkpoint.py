@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -15,18 +15,24 @@ from train.can import CascadedAttentionNetwork
 from train.config import FitConfig, config_from_dict, config_to_dict
 from train.corpora import LABELS
 
+_KEYS = ("config", "epoch", "fold", "model", "normalization", "training_data", "validation")
 
-class Checkpoint(NamedTuple):
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
     """A trained network on the CPU, in evaluation mode, and all that it has to be served with.
 
-    ``content`` is the file's, whole: ``fold``, ``epoch``, ``validation``, ``training_data`` and
-    the rest.
+    ``training_data`` counts each corpus's utterances and speakers; ``fold`` is None where nobody
+    was held out; ``validation`` holds the UAR of each corpus at ``epoch``, the one that was kept.
     """
 
-    config: FitConfig
     network: CascadedAttentionNetwork
+    config: FitConfig
     normalization: NormalizationConfig | None
-    content: dict[str, Any]
+    training_data: dict[str, dict[str, int]]
+    fold: int | None
+    epoch: int
+    validation: dict[str, float]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -36,18 +42,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ConfigError: no such file, not a checkpoint, or one whose weights do not fit its own
             configuration.
     """
-    content = _read(path)
+    content = _read(path, _KEYS)
+    config = config_from_dict(content["config"], f"{path}")
+    network = CascadedAttentionNetwork(config.network)
     try:
-        config = config_from_dict(content["config"], str(path))
-        stored = content["normalization"]
-        normalization = stored and NormalizationConfig(**{**stored, "mean": tuple(stored["mean"])})
-        network = CascadedAttentionNetwork(config.network)
         network.load_state_dict(content["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ConfigError(
-            f"{path}: expected a checkpoint that `python -m train fit` wrote: {error}"
-        ) from error
-    return Checkpoint(config, network.eval(), normalization or None, content)
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: its weights are not its configuration's: {error}") from error
+    stored = content["normalization"]
+    return Checkpoint(
+        network=network.eval(),
+        config=config,
+        normalization=stored and NormalizationConfig(**{**stored, "mean": tuple(stored["mean"])}),
+        training_data=content["training_data"],
+        fold=content["fold"],
+        epoch=content["epoch"],
+        validation=content["validation"],
+    )
 
 
 def card_of(checkpoint: Checkpoint) -> Card:
@@ -65,10 +76,19 @@ def card_of(checkpoint: Checkpoint) -> Card:
     )
 
 
+def read_resumable(path: Path) -> dict[str, Any]:
+    """Return what is in a ``last.pt``, tensors on the CPU.
+
+    Raises:
+        ConfigError: no such file, or not such a checkpoint.
+    """
+    return _read(path, (*_KEYS, "learner", "state"))
+
+
 def num_epochs_done(folder: Path) -> int:
     """Epochs that the training in ``folder`` has behind it; 0 where there is none."""
     path = folder / "last.pt"
-    return int(_read(path)["state"]["epoch"]) if path.is_file() else 0
+    return int(read_resumable(path)["state"]["epoch"]) if path.is_file() else 0
 
 
 def is_finished(folder: Path, config: FitConfig) -> bool:
@@ -76,19 +96,20 @@ def is_finished(folder: Path, config: FitConfig) -> bool:
     path = folder / "last.pt"
     if not path.is_file():
         return False
-    content = _read(path)
+    content = read_resumable(path)
     state = content["state"]
     ended = state["epoch"] >= config.epochs or state["stale"] >= config.patience
     return bool(ended) and content["config"] == config_to_dict(config)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"no checkpoint {path}: expected one that `python -m train fit` wrote")
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: expected a checkpoint, found no file") from error
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"{path}: expected a checkpoint, cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a checkpoint, found a {type(content).__name__}")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, zipfile and pickle each raise their own
+        raise ConfigError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(content, dict) or not set(keys) <= set(content):
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ConfigError(f"{path} holds {found}: expected {', '.join(keys)}")
     return content

@@ -59,16 +59,27 @@ def telephone(samples: Samples, seed: int) -> Samples:
     return np.concatenate([part for _, part in parts])
 
 
+def condition_samples(utterance: Utterance, condition: str) -> Samples:
+    """Return an utterance's samples as they sound in one of CONDITIONS, the same every time.
+
+    Which of G.711's laws a telephone has follows from the utterance's id.
+
+    Raises:
+        CorpusError: the audio cannot be read.
+    """
+    samples = read_samples(utterance)
+    if condition == "clean":
+        return samples
+    return telephone(samples, hashlib.sha256(utterance.utterance_id.encode()).digest()[0])
+
+
 def extract(utterance: Utterance, condition: str, config: FrontEndConfig) -> Clip:
     """Run one utterance through the front end as a call of its own.
 
     Raises:
         CorpusError: its audio cannot be read, or is too short for a single frame.
     """
-    samples = read_samples(utterance)
-    if condition == "telephone":
-        seed = hashlib.sha256(utterance.utterance_id.encode()).digest()[0]
-        samples = telephone(samples, seed)
+    samples = condition_samples(utterance, condition)
     front_end = FrontEnd(config, history_frames=len(samples) // config.features.frame_shift + 8)
     happenings = front_end.receive(samples) + front_end.flush()
     num_frames = front_end.num_frames_computed
@@ -86,54 +97,80 @@ def extract(utterance: Utterance, condition: str, config: FrontEndConfig) -> Cli
     )
 
 
-def load_clips(
+def cache_clips(
     utterances: Sequence[Utterance],
     condition: str,
     features: FeatureConfig,
     window: WindowConfig,
     cache: Path,
     advance: Callable[[], None] = lambda: None,
-) -> list[Clip]:
-    """Return the utterances' clips, computed once and kept under ``cache``.
+) -> list[Path]:
+    """Compute the clips that ``cache`` has not got yet; return its files, one a corpus.
 
-    One file a corpus, condition and configuration; a file that does not match is made anew.
-    ``advance`` is called once an utterance, for a progress bar.
+    A file is of one corpus, condition and configuration, and of the audio as it is on disk now.
+    ``advance`` is called once an utterance, computed or there already, for a progress bar.
+
+    Raises:
+        CorpusError: audio that cannot be read, or is too short for a single frame.
     """
     config = FrontEndConfig(features=features, normalization=None, window=window)
-    clips: list[Clip] = []
-    for corpus in sorted({utterance.corpus for utterance in utterances}):
-        members = [utterance for utterance in utterances if utterance.corpus == corpus]
-        clips += _load_corpus(members, condition, config, cache, advance)
-    return clips
+    paths = []
+    for corpus, members in _by_corpus(utterances).items():
+        path = cache / f"{corpus}-{condition}-{_digest(members, condition, config)}.npz"
+        paths.append(path)
+        is_there = path.is_file()
+        clips = []
+        for utterance in members:
+            if not is_there:
+                clips.append(extract(utterance, condition, config))
+            advance()
+        if not is_there:
+            cache.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part.npz")
+            np.savez(part, allow_pickle=False, **_pack(clips))
+            part.replace(path)
+    return paths
 
 
-def _load_corpus(
+def load_clips(
     utterances: Sequence[Utterance],
     condition: str,
-    config: FrontEndConfig,
+    features: FeatureConfig,
+    window: WindowConfig,
     cache: Path,
-    advance: Callable[[], None],
 ) -> list[Clip]:
-    key = json.dumps(
-        [_CACHE_VERSION, condition, asdict(config), [str(item.path) for item in utterances]]
-    )
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    path = cache / f"{utterances[0].corpus}-{condition}-{digest}.npz"
-    if not path.is_file():
-        clips = []
-        for utterance in utterances:
-            clips.append(extract(utterance, condition, config))
-            advance()
-        cache.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part.npz")
-        np.savez(part, allow_pickle=False, **_pack(clips))
-        part.replace(path)
-        return clips
-    with np.load(path) as stored:
-        clips = _unpack(utterances, condition, {name: stored[name] for name in stored.files})
-    for _ in utterances:
-        advance()
+    """Return the utterances' clips by corpus, from what :func:`cache_clips` keeps.
+
+    Raises:
+        CorpusError: as :func:`cache_clips`.
+    """
+    paths = cache_clips(utterances, condition, features, window, cache)
+    clips: list[Clip] = []
+    for path, members in zip(paths, _by_corpus(utterances).values(), strict=True):
+        with np.load(path) as stored:
+            clips += _unpack(members, condition, {name: stored[name] for name in stored.files})
     return clips
+
+
+def _by_corpus(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
+    return {
+        corpus: [utterance for utterance in utterances if utterance.corpus == corpus]
+        for corpus in sorted({utterance.corpus for utterance in utterances})
+    }
+
+
+def _digest(utterances: Sequence[Utterance], condition: str, config: FrontEndConfig) -> str:
+    """Name all that clips depend on; a file is known by its size and the time of its change."""
+    audio = []
+    for item in utterances:
+        try:
+            found = item.path.stat()
+        except OSError as error:
+            raise CorpusError(f"{item.path}: expected an audio file: {error.strerror}") from error
+        part = [item.start_s, item.end_s]
+        audio.append([item.utterance_id, str(item.path), *part, found.st_size, found.st_mtime_ns])
+    key = json.dumps([_CACHE_VERSION, condition, asdict(config), audio])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _pack(clips: Sequence[Clip]) -> dict[str, NDArray[Any]]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,9 @@ from streamer.events import Emotion, Event, Turn
 from streamer.smoothing import calibrate
 from train.calibrate import expected_calibration_error, fit_temperature
 from train.checkpoint import Checkpoint, card_of, load_checkpoint
-from train.corpora import LABELS, SAMPLE_RATE, Utterance, read_samples
-from train.dataset import CONDITIONS, telephone
+from train.config import config_to_dict
+from train.corpora import LABELS, SAMPLE_RATE, Utterance
+from train.dataset import CONDITIONS, condition_samples
 from train.metrics import confusion, uar_interval, unweighted_average_recall, weighted_accuracy
 from train.splits import Split, speaker_folds
 
@@ -108,19 +108,12 @@ def listen(network: nn.Module, card: Card, audios: Iterable[Samples]) -> list[li
 def hear(group: Group) -> list[Heard]:
     """Play a group's utterances to its checkpoint."""
     checkpoint = load_checkpoint(group.checkpoint)
-    audios = [_audio(utterance, group.condition) for utterance in group.utterances]
+    audios = [condition_samples(utterance, group.condition) for utterance in group.utterances]
     events_of = listen(checkpoint.network, card_of(checkpoint), audios)
     return [
         _heard(utterance, events)
         for utterance, events in zip(group.utterances, events_of, strict=True)
     ]
-
-
-def _audio(utterance: Utterance, condition: str) -> Samples:
-    samples = read_samples(utterance)
-    if condition == "clean":
-        return samples
-    return telephone(samples, sha256(utterance.utterance_id.encode()).digest()[0])
 
 
 def _heard(utterance: Utterance, events: Sequence[Event]) -> Heard:
@@ -203,10 +196,10 @@ def check_split(path: Path, split: Split, checkpoint: Checkpoint) -> None:
         }
         for corpus in sorted({item.corpus for item in split.train})
     }
-    found = checkpoint.content["training_data"]
-    if checkpoint.content["fold"] != split.fold or found != expected:
+    found = checkpoint.training_data
+    if checkpoint.fold != split.fold or found != expected:
         raise ConfigError(
-            f"{path} was trained as fold {checkpoint.content['fold']} on {found}: expected fold "
+            f"{path} was trained as fold {checkpoint.fold} on {found}: expected fold "
             f"{split.fold} of the data at hand, {expected}"
         )
 
@@ -265,14 +258,14 @@ def _results(
     }
     reports = {condition: _by_corpus(list(folds.values())) for condition, folds in tested.items()}
     return {
-        "config": checkpoints[0].content["config"],
+        "config": config_to_dict(checkpoints[0].config),
         "protocol": "speaker-independent folds, each utterance a call of its own, cold start",
         "folds": [
             {
                 "fold": split.fold,
                 "seed": checkpoint.config.seed,
-                "epoch": checkpoint.content["epoch"],
-                "validation": checkpoint.content["validation"],
+                "epoch": checkpoint.epoch,
+                "validation": checkpoint.validation,
                 "test": _by_corpus_uar(tested["clean"][split.fold or 0]),
                 "temperatures": temperatures[split.fold or 0],
             }

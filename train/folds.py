@@ -18,8 +18,8 @@ from train.config import FitConfig
 from train.loop import fit
 from train.splits import Split
 
-News: TypeAlias = float | dict[str, Any]
-"""The share of a fold's training that is done, or the line of one of its epochs."""
+News: TypeAlias = float | str | dict[str, Any]
+"""The share of a fold's training that is done, a note, or the line of one of its epochs."""
 
 Receive: TypeAlias = Callable[[Split, News], None]
 
@@ -48,6 +48,7 @@ def fit_fold(split: Split, config: FoldsConfig, receive: Receive) -> None:
         device=config.device,
         report=lambda line: receive(split, line),
         advance=lambda share: receive(split, share),
+        note=lambda text: receive(split, text),
     )
 
 

@@ -6,6 +6,7 @@ training that was cut off ends with the same weights as one that was not.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -26,8 +27,9 @@ from streamer.smoothing import softmax
 from streamer.windows import cut_window
 from train.augment import augment_frames
 from train.can import CascadedAttentionNetwork
+from train.checkpoint import read_resumable
 from train.config import FitConfig, config_to_dict
-from train.corpora import LABELS, Utterance
+from train.corpora import LABELS, CorpusError, Utterance
 from train.dataset import (
     CONDITIONS,
     STARTS,
@@ -46,32 +48,39 @@ Variants = dict[tuple[str, str], list[NormalizedClip]]
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What one fit hears: its training clips in every condition, and validation clips."""
+    """What one fit hears: its training clips in every condition, and validation clips.
+
+    ``num_without_speech`` utterances of the two are not among them: the voice activity detection
+    finds no turn there, so serving would have no window to score.
+    """
 
     train: Variants
     validation: list[NormalizedClip]
     normalization: NormalizationConfig | None
     mean: NDArray[np.float32]
     deviation: NDArray[np.float32]
+    num_without_speech: int
 
 
-def prepare(
-    split: Split, config: FitConfig, cache: Path, advance: Callable[[], None] = lambda: None
-) -> Material:
+def prepare(split: Split, config: FitConfig, cache: Path) -> Material:
     """Load a split's clips, with statistics from its training speakers alone.
 
     The cache holds whole corpora, so that all folds share it.
+
+    Raises:
+        CorpusError: no speech in anything to train on, or to validate with; audio that cannot be
+            read.
     """
-    everyone = sorted(
-        {item.utterance_id: item for item in (*split.train, *split.validation, *split.test)}.items()
-    )
-    utterances = [item for _, item in everyone]
-    chosen = {item.utterance_id for item in split.train}
-    held_out = {item.utterance_id for item in split.validation}
+    everyone = {item.utterance_id: item for item in split.train + split.validation + split.test}
+    utterances = [everyone[key] for key in sorted(everyone)]
     by_condition = {
-        condition: load_clips(utterances, condition, config.features, config.window, cache, advance)
+        condition: load_clips(utterances, condition, config.features, config.window, cache)
         for condition in CONDITIONS
     }
+    everything = itertools.chain(*by_condition.values())
+    silent = {clip.utterance.utterance_id for clip in everything if not len(clip.spans)}
+    chosen = _with_speech(split.train, silent, "to train on")
+    held_out = _with_speech(split.validation, silent, "to validate with")
     train = {
         condition: [clip for clip in clips if clip.utterance.utterance_id in chosen]
         for condition, clips in by_condition.items()
@@ -98,7 +107,18 @@ def prepare(
         normalization=normalization,
         mean=mean,
         deviation=deviation,
+        num_without_speech=len(split.train) + len(split.validation) - len(chosen | held_out),
     )
+
+
+def _with_speech(utterances: Sequence[Utterance], silent: set[str], purpose: str) -> set[str]:
+    """Ids of the utterances that are not silent in any condition."""
+    found = {item.utterance_id for item in utterances} - silent
+    if utterances and not found:
+        raise CorpusError(
+            f"found no speech in any of the {len(utterances)} utterances {purpose}, expected some"
+        )
+    return found
 
 
 def draw_epoch(variants: Variants, config: FitConfig, epoch: int) -> tuple[Tensor, Tensor]:
@@ -217,56 +237,76 @@ def fit(
     device: str = "cpu",
     report: Callable[[dict[str, Any]], None] = lambda line: None,
     advance: Callable[[float], None] = lambda share: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Train one network on ``split.train``; the best by validation speakers ends in ``best.pt``.
 
     ``folder`` gets ``last.pt`` after every epoch (what a second call resumes from), ``best.pt`` and
     ``log.jsonl``. Without validation speakers the last epoch is the one kept. ``report`` gets each
-    epoch's line, ``advance`` the share of the fit that is done.
+    epoch's line, ``advance`` the share of the fit that is done, ``note`` what else to tell.
 
     Raises:
-        ConfigError: ``folder`` holds a training of another configuration.
+        ConfigError: ``folder`` holds a training of another configuration, or what is none.
+        CorpusError: as :func:`prepare`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     material = prepare(split, config, cache)
-    torch.manual_seed(config.seed)
-    network = CascadedAttentionNetwork(
-        config.network, torch.from_numpy(material.mean), torch.from_numpy(material.deviation)
-    ).to(device)
-    num_windows = len(material.train["clean", "cold"]) * config.windows_per_clip
-    learner = Learner(config, network, math.ceil(num_windows / config.batch_size))
+    if material.num_without_speech:
+        note(f"left out {material.num_without_speech} utterances in which no speech was found")
+    learner = _begin(material, config, device)
     state = _resume(folder / "last.pt", config, learner)
     while state["epoch"] < config.epochs and state["stale"] < config.patience:
-        epoch = state["epoch"]
-        started = time.monotonic()
+        epoch, started = state["epoch"], time.monotonic()
         torch.manual_seed(config.seed * 100003 + epoch)
         losses = _run_epoch(learner, material, config, epoch, device, advance)
         line: dict[str, Any] = {"epoch": epoch, **losses}
         if material.validation:
             line["validation"] = validation_uar(learner.kept, material.validation, config, device)
-        better = line.get("validation", {"mean": math.inf})["mean"]
-        is_best = better > state["best"] or not material.validation
-        state["stale"] = 0 if is_best else state["stale"] + 1
-        state["best"] = better if is_best else state["best"]
-        state["epoch"] = epoch + 1
+        is_best = _count_epoch(state, line)
         line["seconds"] = round(time.monotonic() - started, 1)
-        kept = {
-            "config": config_to_dict(config),
-            "model": learner.kept.state_dict(),
-            "normalization": material.normalization and asdict(material.normalization),
-            "fold": split.fold,
-            "epoch": epoch,
-            "validation": line.get("validation", {}),
-            "training_data": _count(split.train),
-        }
+        contents = _contents(split, config, material, learner, line)
         if is_best:
-            _write(folder / "best.pt", kept)
-        _write(folder / "last.pt", {**kept, "learner": learner.state(), "state": state})
+            _write(folder / "best.pt", contents)
+        _write(folder / "last.pt", {**contents, "learner": learner.state(), "state": state})
         with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         report(line)
     advance(1.0)
     return dict(state)
+
+
+def _begin(material: Material, config: FitConfig, device: str) -> Learner:
+    torch.manual_seed(config.seed)
+    network = CascadedAttentionNetwork(
+        config.network, torch.from_numpy(material.mean), torch.from_numpy(material.deviation)
+    ).to(device)
+    num_windows = len(material.train["clean", "cold"]) * config.windows_per_clip
+    return Learner(config, network, math.ceil(num_windows / config.batch_size))
+
+
+def _count_epoch(state: dict[str, Any], line: dict[str, Any]) -> bool:
+    """Move the state on by one epoch; return whether it is the best, as any without validation."""
+    score = line.get("validation", {"mean": math.inf})["mean"]
+    is_best = score > state["best"] or "validation" not in line
+    state["epoch"] = line["epoch"] + 1
+    state["stale"] = 0 if is_best else state["stale"] + 1
+    state["best"] = score if is_best else state["best"]
+    return is_best
+
+
+def _contents(
+    split: Split, config: FitConfig, material: Material, learner: Learner, line: dict[str, Any]
+) -> dict[str, Any]:
+    """All that a checkpoint says of a network; ``training_data`` counts the split as given."""
+    return {
+        "config": config_to_dict(config),
+        "model": learner.kept.state_dict(),
+        "normalization": material.normalization and asdict(material.normalization),
+        "fold": split.fold,
+        "epoch": line["epoch"],
+        "validation": line.get("validation", {}),
+        "training_data": _count(split.train),
+    }
 
 
 def _run_epoch(
@@ -298,7 +338,7 @@ def _run_epoch(
 def _resume(path: Path, config: FitConfig, learner: Learner) -> dict[str, Any]:
     if not path.is_file():
         return {"epoch": 0, "best": -math.inf, "stale": 0}
-    stored = torch.load(path, weights_only=True)
+    stored = read_resumable(path)
     if stored["config"] != config_to_dict(config):
         raise ConfigError(f"{path} is a training of another configuration: expected the same one")
     learner.load(stored["learner"])
