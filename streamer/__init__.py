@@ -2,4 +2,29 @@
 
 from __future__ import annotations
 
+from streamer.audio import AudioFormat
+from streamer.batching import Batcher, Scorer
+from streamer.call import Call, CallConfig
+from streamer.drivers import Lost, converse, recognize
+from streamer.errors import SerStreamError
+from streamer.model import Model
+from streamer.session import Session, SessionConfig, Window
+
+__all__ = [
+    "AudioFormat",
+    "Batcher",
+    "Call",
+    "CallConfig",
+    "Lost",
+    "Model",
+    "Scorer",
+    "SerStreamError",
+    "Session",
+    "SessionConfig",
+    "Window",
+    "__version__",
+    "converse",
+    "recognize",
+]
+
 __version__ = "0.1.0"

@@ -29,10 +29,11 @@ from streamer.drivers import Chunk, Lost, recognize
 from streamer.errors import SerStreamError
 from streamer.events import Error, Event, Ready, event_schema
 from streamer.live_view import LiveView
+from streamer.microphone import Microphone, list_devices
 from streamer.model import Model
 from streamer.options import serve_options, stream_options
 from streamer.session import Session, SessionConfig
-from streamer.sources import Microphone, file_chunks, list_devices, paced, stdin_chunks
+from streamer.sources import file_chunks, paced, stdin_chunks
 from streamer.terminal import LEVEL_MIN_DBFS, JsonLines, ProgressBar, TextLines, View
 
 EXIT_FINE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2

@@ -24,8 +24,8 @@ class SmoothingConfig:
     """
 
     time_constant_s: float = 1.0
-    margin: float = 0.05
-    dwell_s: float = 0.75
+    margin: float = 0.1
+    dwell_s: float = 1.0
 
     def __post_init__(self) -> None:
         if not (self.time_constant_s >= 0 and 0 <= self.margin < 1 and self.dwell_s >= 0):

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from streamer.arrays import Samples, WindowFeatures
 from streamer.audio import AudioFormat, Resampler, encode_alaw, encode_mulaw
-from streamer.call import Call
+from streamer.call import Call, CallConfig
 from streamer.card import Calibration, Card, Corpus
-from streamer.errors import ModelError
-from streamer.events import Event, encode_event
+from streamer.errors import ModelError, SourceError
+from streamer.events import ChannelEvent, Event, encode_event
 from streamer.features import FeatureConfig
 from streamer.normalization import NormalizationConfig
-from streamer.session import Window
+from streamer.session import Session, SessionConfig, Window
 from streamer.windows import WindowConfig
-from tests.golden.synthetic import SAMPLE_RATE, voice
+from tests.golden.synthetic import SAMPLE_RATE, silence, voice
 
 Logits: TypeAlias = NDArray[np.float32]
 """One window's raw scores, (num_labels,)."""
@@ -57,6 +57,22 @@ def tone_speech(seconds: float, seed: int = 0, rate: int = SAMPLE_RATE) -> Sampl
         return samples
     resampler = Resampler(SAMPLE_RATE, rate)
     return np.concatenate([resampler.receive(samples), resampler.flush()])
+
+
+def one_turn(seconds: float, seed: int) -> Samples:
+    """Return a turn of so many seconds between the silences that open and close it."""
+    return np.concatenate([silence(0.5), tone_speech(seconds, seed), silence(0.8)])
+
+
+def two_turns() -> bytes:
+    """Return 5.2 s of PCM, 16 kHz, mono: turns of 2.6 s and 1.5 s, each with silence after it."""
+    turns = [tone_speech(2.6, 1), silence(0.8), tone_speech(1.5, 2), silence(0.3)]
+    return encode_audio([np.concatenate(turns)], AudioFormat())
+
+
+def new_call(audio: AudioFormat | None = None) -> Call:
+    """Return a call in which nothing was heard yet; PCM, 16 kHz, mono by default."""
+    return Call(make_card(), CallConfig(audio=audio or AudioFormat()))
 
 
 def fake_logits(features: WindowFeatures, num_labels: int = len(LABELS)) -> Logits:
@@ -176,6 +192,24 @@ class FakeScorer:
         future.set_result(fake_logits(features, len(self._card.labels)))
 
 
+class OwnScorer:
+    """A scorer that makes each window's future as the test says, and keeps them all."""
+
+    def __init__(self, make: Callable[[WindowFeatures], Future[Logits]]) -> None:
+        self._make = make
+        self.card = make_card()
+        self.futures: list[Future[Logits]] = []
+
+    def submit(self, features: WindowFeatures) -> Future[Logits]:
+        self.futures.append(self._make(features))
+        return self.futures[-1]
+
+
+def cut(data: bytes, size: int) -> list[bytes]:
+    """Return bytes as chunks of one size; the last may be shorter."""
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
 def encode_audio(channels: list[Samples], audio: AudioFormat) -> bytes:
     """Return the bytes of samples, one array of one length a channel, in a format of a call."""
     blocks = np.stack(channels, axis=1).reshape(-1)
@@ -214,6 +248,40 @@ def hear(
     call.receive_end(clock())
     settle()
     return events
+
+
+def windows_of(
+    samples: Samples, config: SessionConfig | None = None
+) -> tuple[Session, list[Window]]:
+    """Return a session that has heard samples to their end, and its windows, unanswered."""
+    session = Session(config or SessionConfig(), make_card())
+    session.receive_audio(samples)
+    session.receive_end()
+    return session, session.windows_to_score()
+
+
+def listen(session: Session, samples: Samples, *, end: bool = True) -> list[ChannelEvent]:
+    """Feed a session samples, answer all windows with `fake_logits`; return the events."""
+    session.receive_audio(samples)
+    if end:
+        session.receive_end()
+    for window in session.windows_to_score():
+        session.receive_scores(window, fake_logits(window.features))
+    return session.events_to_send()
+
+
+def of_type(events: Iterable[Event | ChannelEvent], kind: type[Any]) -> list[Any]:
+    """Return the events of one kind, in their order."""
+    return [event for event in events if isinstance(event, kind)]
+
+
+def read_until_error(chunks: Iterable[bytes]) -> tuple[list[bytes], str]:
+    """Return what came before the SourceError, and what that says."""
+    received = []
+    with pytest.raises(SourceError) as caught:
+        for chunk in chunks:
+            received.append(chunk)
+    return received, str(caught.value)
 
 
 def comparable(events: Iterable[Event]) -> list[dict[str, Any]]:

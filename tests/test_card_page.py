@@ -52,7 +52,9 @@ def test_the_page_tells_what_the_card_holds() -> None:
     assert rows(page, "turn") == [["turn", "0.900", "0.123", "0.046"]]
     assert rows(page, "4") == [["4", "1", "15", *4 * ["0.555"]]]
     assert "count as wrong: 12." in page and "over the telephone 0.543." in page
-    assert "this network was trained on all speakers, so nobody is left" in page
+    assert "This network was trained on all speakers, so nobody is left" in page
+    assert "this one kept its last" in page
+    assert "this network is fold 2's" in card_page(shipped(fold=2))
     for line in page.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")

@@ -11,15 +11,9 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import itertools
-import random
-import sys
-import typing
-from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +23,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from streamer.arrays import Samples
-from streamer.audio import SAMPLE_RATE, AudioFormat, Encoding, Resampler
+from streamer.audio import SAMPLE_RATE, AudioFormat
 from streamer.call import Call, CallConfig
 from streamer.card import decode_card
 from streamer.errors import CardError, ScoreError
 from streamer.events import Emotion, Error, Event, Gap, Lag, Speech, Summary, Turn
 from streamer.features import FeatureConfig, FeatureStream
-from streamer.frontend import FrontEnd, FrontEndConfig, Happening, WindowCut
+from streamer.frontend import FrontEnd, FrontEndConfig, WindowCut
 from streamer.session import Session, SessionConfig, Window
 from streamer.smoothing import calibrate, softmax
 from streamer.windows import WindowConfig
-from tests.golden.synthetic import hiss, silence, voice
+from tests.golden.synthetic import silence
+from tests.laws import (
+    chunk_sizes,
+    conversation,
+    cut_in_turn,
+    formats,
+    happenings,
+    hear_out_of_order,
+    minute,
+    size_of,
+    skip_where,
+    words_of,
+)
 from tests.scorers import (
     assert_same_events,
     comparable,
@@ -48,80 +53,14 @@ from tests.scorers import (
     fake_logits,
     hear,
     make_card,
-    tone_speech,
+    of_type,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = make_card()
 
 
-def of_type(events: list[Event], kind: type[Any]) -> list[Any]:
-    return [event for event in events if isinstance(event, kind)]
-
-
-@lru_cache(maxsize=16)
-def conversation(rate: int) -> tuple[Samples, Samples]:
-    """Return 4.5 s of two people: a long turn and a short one, and one that talks across."""
-    left = [silence(0.3), tone_speech(2.6, 1), silence(0.8), tone_speech(0.5, 2), silence(0.3)]
-    right = [silence(1.1), tone_speech(1.4, 3), silence(0.9), hiss(1.1, -50.0)]
-    resamplers = [Resampler(SAMPLE_RATE, rate) for _ in range(2)]
-    channels = [
-        np.concatenate([resampler.receive(np.concatenate(parts)), resampler.flush()])
-        for resampler, parts in zip(resamplers, (left, right), strict=True)
-    ]
-    return channels[0], channels[1]
-
-
-def cut(data: bytes, sizes: list[int]) -> list[bytes]:
-    """Return bytes cut into chunks of these sizes, in turn; after 300 of them the rest at once."""
-    chunks = []
-    for size in itertools.islice(itertools.cycle(sizes), 300):
-        chunks.append(data[:size])
-        data = data[size:]
-    return [*chunks, data]
-
-
-def formats() -> st.SearchStrategy[AudioFormat]:
-    rates = [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 23_456]
-    return st.builds(
-        AudioFormat,
-        encoding=st.sampled_from(typing.get_args(Encoding)),
-        sample_rate=st.sampled_from(rates),
-        channels=st.sampled_from([1, 2]),
-    )
-
-
-def chunk_sizes() -> st.SearchStrategy[list[int]]:
-    """From single bytes to more than ten seconds of any format."""
-    size = st.one_of(st.integers(1, 3), st.integers(1, 5_000), st.integers(1, 4_000_000))
-    return st.lists(size, min_size=1, max_size=20)
-
-
 # Law 1: chunking never shows.
-
-
-def hear_out_of_order(call: Call, chunks: list[bytes], seed: int) -> list[Event]:
-    """Return the events of a call whose windows are answered late and in any order."""
-    order = random.Random(seed)
-    patience = order.choice([0.1, 0.5, 0.9])
-    events: list[Event] = []
-    waiting: list[Window] = []
-    for chunk in chunks:
-        call.receive(chunk, 0.0)
-        waiting += call.windows_to_score()
-        order.shuffle(waiting)
-        while waiting and order.random() > patience:
-            window = waiting.pop()
-            call.receive_scores(window, fake_logits(window.features))
-            if order.random() < 0.5:
-                events += call.events_to_send(0.0)
-    call.receive_end(0.0)
-    waiting += call.windows_to_score()
-    order.shuffle(waiting)
-    for window in waiting:
-        events += call.events_to_send(0.0)
-        call.receive_scores(window, fake_logits(window.features))
-    return events + call.events_to_send(0.0)
 
 
 @settings(max_examples=40)
@@ -150,7 +89,7 @@ def test_any_cut_and_any_order_of_scores_give_the_same_events(
     whole = hear(Call(CARD, config), [data])
     assert of_type(whole, Turn) and of_type(whole, Emotion)
     assert [event.seq for event in whole] == list(range(len(whole)))
-    assert_same_events(hear_out_of_order(Call(CARD, config), cut(data, sizes), seed), whole)
+    assert_same_events(hear_out_of_order(Call(CARD, config), cut_in_turn(data, sizes), seed), whole)
 
 
 def test_one_byte_at_a_time_is_the_same_as_ten_seconds_at_once() -> None:
@@ -178,11 +117,11 @@ def test_a_gap_at_the_same_place_gives_the_same_events_for_any_cut(
     def hear_with_gap(sizes: list[int]) -> list[Event]:
         call = Call(CARD, CallConfig(audio=audio))
         events = []
-        for chunk in cut(data[:place], sizes):
+        for chunk in cut_in_turn(data[:place], sizes):
             call.receive(chunk, 0.0)
         call.receive_gap(num_lost, "lost")
         events += call.events_to_send(0.0)
-        return events + hear_out_of_order(call, cut(data[place:], sizes), seed)
+        return events + hear_out_of_order(call, cut_in_turn(data[place:], sizes), seed)
 
     events = hear_with_gap(sizes)
     assert len(of_type(events, Gap)) == audio.channels
@@ -202,7 +141,7 @@ def test_bad_audio_ends_a_call_at_the_same_place_for_any_cut(
     config = CallConfig(audio=audio)
     whole = hear(Call(CARD, config), [data])
     assert [error.code for error in of_type(whole, Error) if error.fatal] == ["bad_audio"]
-    assert_same_events(hear_out_of_order(Call(CARD, config), cut(data, sizes), seed), whole)
+    assert_same_events(hear_out_of_order(Call(CARD, config), cut_in_turn(data, sizes), seed), whole)
 
 
 # Law 2: offline is the stream fed at once.
@@ -210,12 +149,6 @@ def test_bad_audio_ends_a_call_at_the_same_place_for_any_cut(
 
 def front_end_config(**changes: Any) -> FrontEndConfig:
     return FrontEndConfig(features=CARD.features, normalization=CARD.normalization, **changes)
-
-
-def happenings(config: FrontEndConfig, chunks: list[Samples]) -> list[Happening]:
-    front_end = FrontEnd(config)
-    found = [happening for chunk in chunks for happening in front_end.receive(chunk)]
-    return found + front_end.flush()
 
 
 @settings(max_examples=25)
@@ -254,18 +187,6 @@ def test_a_frame_is_computed_once_and_kept_frames_are_those_that_windows_had() -
     assert full.speech_ratio == is_speech.mean()
 
 
-def words_of(path: Path) -> set[str]:
-    """Return all names, attributes and modules that a source file uses."""
-    words: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        match node:
-            case ast.Name(id=word) | ast.Attribute(attr=word) | ast.alias(name=word):
-                words |= {word, *word.split(".")}
-            case ast.ImportFrom(module=str(word)):
-                words |= {word, *word.split(".")}
-    return words
-
-
 def test_training_has_no_features_of_its_own() -> None:
     words = {path.name: words_of(path) for path in (ROOT / "train").rglob("*.py")}
     assert any("streamer.frontend" in found for found in words.values())
@@ -293,7 +214,7 @@ def test_features_agree_with_an_independent_library() -> None:
 def test_any_clock_changes_the_lag_alone(readings: list[float]) -> None:
     """It may stand still, jump, or run backwards."""
     audio = AudioFormat(sample_rate=8_000, channels=2)
-    chunks = cut(encode_audio(list(conversation(8_000)), audio), [1_600])
+    chunks = cut_in_turn(encode_audio(list(conversation(8_000)), audio), [1_600])
     clock = itertools.cycle(readings)
     events = hear(Call(CARD, CallConfig(audio=audio)), chunks, clock=lambda: next(clock))
     expected = hear(Call(CARD, CallConfig(audio=audio)), chunks)
@@ -367,39 +288,6 @@ def test_a_model_without_a_card_is_refused() -> None:
 # Law 6: nothing grows without bound.
 
 
-def size_of(item: object, seen: set[int] | None = None) -> int:
-    """Return the bytes that an object holds, and all that it reaches."""
-    seen = set() if seen is None else seen
-    if id(item) in seen or isinstance(item, type) or inspect.isroutine(item):
-        return 0
-    seen.add(id(item))
-    total = sys.getsizeof(item)
-    if isinstance(item, np.ndarray):
-        owner = item if item.base is None else item.base
-        total += getattr(owner, "nbytes", 0) if item.base is not None else 0
-    elif isinstance(item, dict):
-        total += sum(size_of(part, seen) for pair in item.items() for part in pair)
-    elif isinstance(item, (list, tuple, set)) or type(item).__name__ == "deque":
-        total += sum(size_of(part, seen) for part in typing.cast("list[Any]", item))
-    total += size_of(getattr(item, "__dict__", None), seen) if hasattr(item, "__dict__") else 0
-    for name in getattr(type(item), "__struct_fields__", ()):
-        total += size_of(getattr(item, name), seen)
-    return total
-
-
-def minute(kind: str, number: int) -> Samples:
-    """Return a minute of something, a little shorter than 60 s so that minutes are no multiples."""
-    match kind:
-        case "silence":
-            return silence(59.9)
-        case "hiss":
-            return hiss(59.9, -40.0, seed=number)
-        case "monologue":
-            return np.tile(voice(5.99), 10)
-        case _:
-            return np.tile(np.concatenate([voice(3.7), silence(0.7), hiss(1.59, -50.0)]), 10)
-
-
 @pytest.mark.parametrize("analyse_agents", [True, False])
 @pytest.mark.parametrize("kind", ["silence", "hiss", "monologue", "conversation"])
 def test_a_call_holds_no_more_after_many_minutes_than_after_two(
@@ -431,19 +319,6 @@ def test_gaps_do_not_pile_up() -> None:
             call.events_to_send(0.0)
         sizes.append(size_of(call))
     assert max(sizes) <= sizes[0] + 10_000, sizes
-
-
-def skip_where(call: Call, skipped: set[int]) -> Iterator[Event]:
-    """Hear a call of its one channel, with the windows of these numbers skipped."""
-
-    def answer(call: Call, window: Window) -> None:
-        if window.number in skipped:
-            call.skip(window, "overload")
-        else:
-            call.receive_scores(window, fake_logits(window.features))
-
-    data = encode_audio([conversation(SAMPLE_RATE)[0]], AudioFormat())
-    yield from hear(call, [data], answer=answer)
 
 
 @settings(max_examples=30)
@@ -484,7 +359,7 @@ def test_a_poisoned_window_leaves_the_other_channel_and_the_other_call_alone(
     poisoned: set[int], bad: float
 ) -> None:
     audio = AudioFormat(channels=2)
-    chunks = cut(encode_audio(list(conversation(SAMPLE_RATE)), audio), [6_400])
+    chunks = cut_in_turn(encode_audio(list(conversation(SAMPLE_RATE)), audio), [6_400])
 
     def answer(call: Call, window: Window) -> None:
         logits = fake_logits(window.features)

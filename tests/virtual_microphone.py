@@ -25,7 +25,7 @@ import pytest
 from streamer.call import Call, CallConfig
 from streamer.drivers import Chunk, recognize
 from streamer.events import encode_event
-from streamer.sources import Microphone, list_devices
+from streamer.microphone import Microphone, list_devices
 from tests.scorers import FakeScorer, make_card
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -145,11 +145,15 @@ def _results(results: Results, card: Card) -> str:
 
 def _whose_results(results: Results, card: Card) -> str:
     """Say whose figures they are: not this network's, where it has heard everybody."""
-    own = "all speakers" if card.training["fold"] is None else f"fold {card.training['fold']}'s"
-    return (
+    whose = (
         f"Of {len(results.folds)} networks of the same recipe, each tested on speakers that it has "
-        f"not heard ({results.protocol}); this network was trained on {own}"
-        f"{', so nobody is left to test it on' if card.training['fold'] is None else ''}."
+        f"not heard ({results.protocol})"
+    )
+    if card.training["fold"] is not None:
+        return f"{whose}; this network is fold {card.training['fold']}'s."
+    return (
+        f"{whose}. This network was trained on all speakers, so nobody is left to test it on. Each "
+        "fold kept the epoch that was best on its validation speakers; this one kept its last."
     )
 
 
@@ -181,8 +185,8 @@ def _calibration(card: Card, results: Results | None) -> str:
         return table
     return (
         f"{table}\n\nA temperature is the median of those that fit each fold's validation "
-        "speakers; the expected calibration error is of the test speakers, at a temperature of 1 "
-        "and at their own fold's."
+        "speakers. The expected calibration error is the folds' networks', on their test speakers, "
+        "at a temperature of 1 and at each fold's own."
     )
 
 
