@@ -98,7 +98,7 @@ def is_finished(folder: Path, config: FitConfig) -> bool:
         return False
     content = read_resumable(path)
     state = content["state"]
-    ended = state["epoch"] >= config.epochs or state["stale"] >= config.patience
+    ended = state["epoch"] >= config.num_epochs or state["stale"] >= config.patience
     return bool(ended) and content["config"] == config_to_dict(config)
 
 

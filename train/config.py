@@ -37,8 +37,10 @@ class FitConfig:
     ``telephone`` is drawn from the band-limited copy, a share ``warm`` from a channel on which the
     speaker has spoken before; ``augment`` changes each draw. ``precision`` is that of the forward
     and backward pass; weights are float32. ``schedule`` is ``constant`` or ``onecycle``; training
-    stops after ``patience`` epochs without a better validation. What is validated and kept is the
-    running average of the weights, of decay ``weight_average`` a step (0: the last ones).
+    stops after ``patience`` epochs without a better validation, or after ``stop_after`` epochs (0:
+    never), as where nobody validates and the folds have told how many are good. What is validated
+    and kept is the running average of the weights, of decay ``weight_average`` a step (0: the last
+    ones).
     """
 
     name: str
@@ -51,6 +53,7 @@ class FitConfig:
     memory_frames: int = 3000
     epochs: int = 40
     patience: int = 12
+    stop_after: int = 0
     batch_size: int = 32
     learning_rate: float = 1e-4
     weight_decay: float = 1e-6
@@ -63,6 +66,11 @@ class FitConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 1
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs to be run at most; the schedule is laid out over ``epochs``."""
+        return min(self.epochs, self.stop_after or self.epochs)
 
 
 def load_config(name: str, changes: Sequence[str] = ()) -> FitConfig:

@@ -255,7 +255,7 @@ def fit(
         note(f"left out {material.num_without_speech} utterances in which no speech was found")
     learner = _begin(material, config, device)
     state = _resume(folder / "last.pt", config, learner)
-    while state["epoch"] < config.epochs and state["stale"] < config.patience:
+    while state["epoch"] < config.num_epochs and state["stale"] < config.patience:
         epoch, started = state["epoch"], time.monotonic()
         torch.manual_seed(config.seed * 100003 + epoch)
         losses = _run_epoch(learner, material, config, epoch, device, advance)
@@ -330,7 +330,7 @@ def _run_epoch(
         learner.step(loss.total)
         sums += [loss.total.item(), loss.cross_entropy.item(), loss.triplet.item()]
         num_steps += 1
-        advance((epoch + (first + len(batch)) / len(windows)) / config.epochs)
+        advance((epoch + (first + len(batch)) / len(windows)) / config.num_epochs)
     total, cross_entropy, triplet = (sums / num_steps).round(5).tolist()
     return {"loss": total, "cross_entropy": cross_entropy, "triplet": triplet}
 
