@@ -138,7 +138,7 @@ def test_real_speech_gives_turns_and_emotions_by_the_book(speech_data: Path, cor
 def test_the_label_changes_less_often_than_raw(
     speech_data: Path, corpus: str, tmp_path: Path
 ) -> None:
-    files = files_of(speech_data, corpus, 15)
+    files = files_of(speech_data, corpus, 40)
     call = np.concatenate([soundfile.read(file, dtype="int16")[0] for file in files])
     soundfile.write(tmp_path / "call.wav", call, 16000)
     emotions = of_type(ser_stream(str(tmp_path / "call.wav")), "emotion")

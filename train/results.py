@@ -11,7 +11,7 @@ from msgspec import Struct
 from streamer.errors import ModelError
 from train.config import FitConfig, config_from_dict, config_to_dict
 
-_NOT_THE_RECIPE = ("name", "patience", "stop_after", "seed")
+_NOT_THE_RECIPE = ("name", "epochs", "patience", "stop_after", "seed")
 
 
 class Share(Struct, frozen=True, kw_only=True):
