@@ -3,8 +3,9 @@
 A window is always ``num_frames`` frames and never reaches back before its turn's pre-roll; what is
 missing on the left is filled by :func:`cut_window`'s one rule, in training as in serving. The
 first window ends ``first_frames`` after the onset, the next ones a step later each. Grid points in
-a pause are passed over: silence costs no inference. A turn whose speech goes beyond its last
-window, as every short turn's does, gets one more at its end.
+a pause are passed over: silence costs no inference. Only the first is not, and ends where the
+speech did. A turn whose speech goes beyond its last window gets one more at its end, its only one
+where it is shorter than ``first_frames``.
 """
 
 from __future__ import annotations
@@ -60,12 +61,14 @@ class WindowSchedule:
         self._turn_start = 0
         self._next_end = 0
         self._last_end = 0
+        self._is_first = True
 
     def open_turn(self, onset_frame: int, start_frame: int) -> None:
         """Begin a turn: speech from ``onset_frame``, pre-roll from ``start_frame``."""
         self._turn_start = start_frame
         self._next_end = onset_frame + self._window.first_frames
         self._last_end = onset_frame
+        self._is_first = True
 
     def due(self, num_ready: int, speech_end: int) -> list[Span]:
         """Return the spans that have become due.
@@ -78,6 +81,9 @@ class WindowSchedule:
         while self._next_end <= num_ready:
             if speech_end + self._pause_frames >= self._next_end:
                 spans.append(self._span(self._next_end))
+            elif self._is_first:  # nobody waits longer for a turn's first score than was stated
+                spans.append(self._span(speech_end))
+            self._is_first = False
             self._next_end += self._step_frames
         return spans
 

@@ -67,6 +67,16 @@ def test_grid_points_in_a_pause_are_passed_over() -> None:
     assert tail is not None and tail.end_frame == 1_260
 
 
+def test_the_first_window_waits_for_no_pause_and_is_not_scored_twice() -> None:
+    # Speech to 1070, pause to 1115, speech to 1180: due at 1100, about what was said by then.
+    spans, tail = run_turn([70, 45, 65])
+    assert [span.end_frame for span in spans] == [1_070, 1_125, 1_150, 1_175]
+    assert tail is not None
+    # The same without what follows: the turn ends with the window that it has.
+    spans, tail = run_turn([70, 45])
+    assert [span.end_frame for span in spans] == [1_070] and tail is None
+
+
 @pytest.mark.parametrize(("end", "is_scored"), [(1_104, False), (1_105, True)])
 def test_a_pause_of_a_fifth_of_a_second_is_not_passed_over(end: int, is_scored: bool) -> None:
     spans, _ = run_turn([end - 1_000, 50])
@@ -104,7 +114,9 @@ def test_spans_of_any_turn(runs: list[int], step: int, pre_roll: int, by: int) -
         assert span.is_full or span.start_frame == onset - pre_roll
     for early, late in itertools.pairwise(every):
         assert early.end_frame < late.end_frame
-    assert all((span.end_frame - onset - 100) % step == 0 for span in spans)
+    assert all((span.end_frame - onset - 100) % step == 0 for span in spans[1:])
+    if length >= 100:
+        assert spans[0].end_frame <= onset + 100, "the first score is never later than stated"
     assert [span.is_last for span in every].count(True) == (tail is not None)
     assert every[-1].end_frame == onset + length, "the end of the speech was never scored"
     if length < 100:
@@ -118,11 +130,12 @@ def test_a_window_is_scored_on_the_grid_exactly_where_speech_is_near(
 ) -> None:
     spans, _ = run_turn(runs, step=step)
     spoken = np.repeat([number % 2 == 0 for number in range(len(runs))], runs)
-    expected = [
-        1_000 + end
-        for end in range(100, len(spoken) + 1, step)
-        if spoken[max(0, end - PAUSE - 1) : end].any()
-    ]
+    expected = []
+    for end in range(100, len(spoken) + 1, step):
+        if spoken[max(0, end - PAUSE - 1) : end].any():
+            expected.append(1_000 + end)
+        elif end == 100:  # the first one is not passed over: it ends with the speech so far
+            expected.append(1_001 + int(np.flatnonzero(spoken[:100])[-1]))
     assert [span.end_frame for span in spans] == expected
 
 
