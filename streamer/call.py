@@ -93,6 +93,11 @@ class Call:
         return self.sessions[0].num_samples
 
     @property
+    def is_speaking(self) -> bool:
+        """Whether a turn is open on any channel."""
+        return any(session.is_speaking for session in self.sessions)
+
+    @property
     def num_outstanding(self) -> int:
         """Windows of all channels that have no answer yet: what back-pressure goes by."""
         return sum(session.num_outstanding for session in self.sessions)

@@ -146,6 +146,11 @@ class Session:
         return self._offset + self._front_end.num_samples
 
     @property
+    def is_speaking(self) -> bool:
+        """Whether a turn is open."""
+        return self._front_end.is_speaking
+
+    @property
     def num_outstanding(self) -> int:
         """Windows handed out, or about to be, that have no answer yet."""
         return len(self._unanswered)
