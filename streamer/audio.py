@@ -160,8 +160,8 @@ class Decoder:
         if self._leftover:
             self._fault = AudioError(
                 f"audio ended with {len(self._leftover)} bytes left over, expected whole groups "
-                f"of {self._format.bytes_per_block} bytes ({self._format.channels} channels "
-                f"of {self._format.encoding})"
+                f"of {self._format.bytes_per_block} bytes (channels: {self._format.channels}, "
+                f"{self._format.encoding})"
             )
         return _by_channel([resampler.flush() for resampler in self._resamplers])
 

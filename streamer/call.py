@@ -53,7 +53,8 @@ class CallConfig:
         if self.roles and len(self.roles) != self.audio.channels:
             raise ConfigError(
                 f"{len(self.roles)} roles ({', '.join(self.roles)}) for audio of "
-                f"{self.audio.channels} channels: expected one role a channel"
+                f"{self.audio.channels} channel{'s' * (self.audio.channels != 1)}: expected one "
+                "role a channel"
             )
 
 

@@ -10,13 +10,14 @@ import logging
 import math
 import os
 import signal
+import stat
 import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import numpy as np
 from msgspec import structs
@@ -26,15 +27,22 @@ from streamer.audio import SAMPLE_RATE, AudioFormat, Decoder
 from streamer.batching import Batcher, Scorer
 from streamer.call import Call, CallConfig
 from streamer.drivers import Chunk, Lost, recognize
-from streamer.errors import SerStreamError
-from streamer.events import Error, Event, Ready, event_schema
+from streamer.errors import SerStreamError, SourceError
+from streamer.events import Error, Event, Ready, Summary, event_schema
 from streamer.live_view import LiveView
 from streamer.microphone import Microphone, list_devices
 from streamer.model import Model
 from streamer.options import serve_options, stream_options
 from streamer.session import Session, SessionConfig
 from streamer.sources import file_chunks, paced, stdin_chunks
-from streamer.terminal import LEVEL_MIN_DBFS, JsonLines, ProgressBar, TextLines, View
+from streamer.terminal import (
+    LEVEL_MIN_DBFS,
+    JsonLines,
+    ProgressBar,
+    TextLines,
+    View,
+    printable,
+)
 
 EXIT_FINE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell says it of any command before `| head`
@@ -189,6 +197,8 @@ class _Listener:
             event for event in call.events_to_send(time.monotonic()) if not isinstance(event, Ready)
         ]
         for seq, event in enumerate(events):
+            if isinstance(event, Summary):
+                event = structs.replace(event, channels=())  # nobody knows which it has
             self._show(structs.replace(event, seq=seq))
 
     def _begin(self, path: str | None, duration_s: float | None) -> None:
@@ -213,6 +223,10 @@ def main_stream(arguments: Sequence[str] | None = None) -> int:
     options = stream_options(arguments)
     logging.basicConfig(format="ser-stream: %(levelname)s: %(message)s", level=logging.WARNING)
     has_failed = False
+    if sys.stderr is None:  # closed: what is said there must not go to standard output instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # it stays open, as the other was
+    if sys.stdout is None:
+        return _refuse("ser-stream", "standard output is closed: expected it open, for events")
     with _Interruption() as interruption:
         try:
             if options.schema:
@@ -223,11 +237,9 @@ def main_stream(arguments: Sequence[str] | None = None) -> int:
                 return EXIT_FINE
             has_failed = _stream(options, interruption)
         except SerStreamError as error:
-            return _refuse("ser-stream", error)
-        except BrokenPipeError:
-            # What is still in the buffer has nowhere to go, and Python would say so at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_BROKEN_PIPE
+            return _refuse("ser-stream", str(error))
+        except OSError as error:  # of the output: those of sources and models are errors of ours
+            return _give_up_output(error)
     if interruption.signal is not None:
         return 128 + interruption.signal
     return EXIT_FAILED if has_failed else EXIT_FINE
@@ -251,12 +263,13 @@ def main_serve(arguments: Sequence[str] | None = None) -> int:
             host=options.host,
             port=options.port,
             max_calls=options.max_calls,
+            max_connections=max(ServerConfig.max_connections, 5 * options.max_calls),
             analyse_agents=options.analyse_agents,
             session=SessionConfig(step_s=options.step_ms / 1000),
         )
         return serve(config, options.model, options.provider)
     except SerStreamError as error:
-        return _refuse("ser-serve", error)
+        return _refuse("ser-serve", str(error))
 
 
 def _stream(options: argparse.Namespace, interruption: _Interruption) -> bool:
@@ -283,7 +296,7 @@ def _views(options: argparse.Namespace) -> list[View]:
         return [LiveView(console)]
     else:
         views = [TextLines(sys.stdout, names_source=len(options.paths) > 1)]
-    if _can_draw(errors) and not console.is_terminal and not options.realtime:
+    if _can_draw(errors) and _is_kept(sys.stdout) and not options.realtime:
         views.append(ProgressBar(errors))
     return views
 
@@ -293,9 +306,29 @@ def _can_draw(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal and is_utf8
 
 
-def _refuse(command: str, error: SerStreamError) -> int:
-    print(f"{command}: error: {error}", file=sys.stderr)
+def _is_kept(stream: TextIO) -> bool:
+    """Whether output goes to a file or nowhere: a pipe's reader may write to this terminal."""
+    try:
+        mode = os.fstat(stream.fileno()).st_mode
+    except OSError:  # no file behind it
+        return False
+    return stat.S_ISREG(mode) or (stat.S_ISCHR(mode) and not stream.isatty())
+
+
+def _refuse(command: str, reason: str) -> int:
+    print(f"{command}: error: {printable(reason)}", file=sys.stderr)
     return EXIT_USAGE
+
+
+def _give_up_output(error: OSError) -> int:
+    """Say that output cannot be written, unless its reader left; return the exit code."""
+    # What is still in the buffer has nowhere to go, and Python would say so at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return EXIT_BROKEN_PIPE
+    with contextlib.suppress(OSError):
+        _refuse("ser-stream", f"output cannot be written ({error.strerror})")
+    return EXIT_FAILED
 
 
 def _as_utf8(text: str) -> str:
@@ -320,6 +353,8 @@ def _open(path: str | None, options: argparse.Namespace) -> Iterator[_Source]:
             yield _Source(chunks=microphone, audio=microphone.format, is_live=True)
         return
     if path == "-":
+        if sys.stdin is None:
+            raise SourceError("standard input is closed: expected audio")
         stdin = cast(io.BufferedReader, sys.stdin.buffer)
         chunks: Iterable[Chunk] = stdin_chunks(stdin, is_declared=options.is_declared)
         source = _Source(chunks=chunks, audio=options.audio)

@@ -130,7 +130,10 @@ class LiveCall:
         """Hear the whole call; return why it ended."""
         await self._accept()
         try:
-            self._dialect = NativeDialect(self._socket.query_params.multi_items())
+            self._dialect = NativeDialect(
+                self._socket.query_params.multi_items(),
+                min_step_ms=round(self._config.min_step_s * 1000),
+            )
             inputs = await self._receive()
             self._call = self._begin(inputs, scorer)
         except PeerError as fault:
@@ -151,12 +154,6 @@ class LiveCall:
         assert isinstance(start, Start)
         session = self._config.session
         if start.step_s is not None:
-            if start.step_s < self._config.min_step_s:
-                raise PeerError(
-                    f"step of {start.step_s * 1000:.0f} ms: expected at least "
-                    f"{self._config.min_step_s * 1000:.0f}",
-                    code="bad_config",
-                )
             session = replace(session, step_s=start.step_s)
         try:
             config = CallConfig(
@@ -192,7 +189,7 @@ class LiveCall:
                     self._silent_at_s += clock() - since_s  # while we did not listen
                 since_s = clock()
                 inputs = await self._receive()
-                if clock() - since_s > _AT_ONCE_S:
+                if clock() - since_s > _AT_ONCE_S and not isinstance(inputs[-1], End):
                     await self._rest()
         except PeerError as fault:
             self._fault = fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +17,22 @@ from rich.table import Table
 from rich.text import Text
 
 from streamer.events import Emotion, Error, Event, Gap, Lag, Ready, Speech, Summary, Turn
-from streamer.terminal import LEVEL_MIN_DBFS, channel_names, event_line, printable, shares
+from streamer.terminal import (
+    LEVEL_MIN_DBFS,
+    channel_line,
+    channel_names,
+    event_line,
+    printable,
+    shares,
+)
 
 REFRESH_S = 0.1
 """Seconds between two drawings, at least."""
 
 _STYLES = {"angry": "red", "happy": "green", "neutral": "cyan", "sad": "blue"}
 _BLOCK_WIDTH = 18
+_METER_WIDTH = 10
+_NUM_KEPT = 100
 
 
 @dataclass
@@ -41,7 +51,9 @@ class _Channel:
 class LiveView:
     """What goes on in each channel, now; turns scroll away above it, a summary takes its place.
 
-    Drawn when something is shown, at most ten times a second: nothing changes in between.
+    Drawn when something is shown, at most ten times a second: nothing changes in between. A
+    terminal whose size has changed has moved what stands on it: it is cleared, and the newest lines
+    are printed again.
 
     Args:
         console: the terminal.
@@ -52,6 +64,8 @@ class LiveView:
         self._console = console
         self._clock = clock
         self._live: Live | None = None
+        self._size = console.size
+        self._kept: deque[RenderableType] = deque(maxlen=_NUM_KEPT)
         self._drawn_s = -REFRESH_S
         self._name = ""
         self._duration_s: float | None = None
@@ -73,9 +87,9 @@ class LiveView:
                 self._start(event)
             case Summary():
                 self.close()
-                self._console.print(summary_table(event, self._name, self._names))
+                self._keep(self._summary(event))
             case Error():
-                self._console.print(Text(event_line(event, self._names), "red"))
+                self._keep(Text(event_line(event, self._names), "red"))
             case _:
                 self._take(event)
         self._draw()
@@ -97,7 +111,8 @@ class LiveView:
         """Return the view of the moment."""
         parts: list[RenderableType] = []
         for channel in self._channels:
-            parts += [*([Text()] if parts else []), _header(channel), _body(channel, self._labels)]
+            parts += [Text()] if parts else []
+            parts += [_header(channel, self._console.width - 4), _body(channel, self._labels)]
         time_text = f"{self._time_s:.1f} s"
         if self._duration_s is not None:
             time_text = f"{self._time_s:.1f} of {self._duration_s:.1f} s"
@@ -118,6 +133,10 @@ class LiveView:
         self._channels = [
             _Channel(self._names[item.channel], item.analysed) for item in ready.channels
         ]
+        self._open()
+
+    def _open(self) -> None:
+        self._size = self._console.size
         self._live = Live(
             get_renderable=self.picture,
             console=self._console,
@@ -138,20 +157,40 @@ class LiveView:
             case Emotion():
                 channel.emotion = event
             case Turn():
-                line = Text(event_line(event, self._names))
+                line = Text(event_line(event, self._names), no_wrap=True, overflow="ellipsis")
                 line.highlight_words([event.label], f"bold {_style(event.label)}")
-                self._console.print(line, no_wrap=True, overflow="ellipsis")
+                self._keep(line)
             case Gap() | Lag():
-                self._console.print(Text(event_line(event, self._names), "yellow"))
+                self._keep(Text(event_line(event, self._names), "yellow"))
+
+    def _keep(self, line: RenderableType) -> None:
+        self._kept.append(line)
+        self._console.print(line)
+
+    def _summary(self, event: Summary) -> RenderableType:
+        table = summary_table(event, self._name, self._names)
+        unbounded = self._console.options.update(max_width=sys.maxsize)
+        width = self._console.measure(table, options=unbounded).maximum
+        if event.channels and width <= self._console.width:
+            return table
+        lines = [channel_line(item, self._names) for item in event.channels]
+        return Text("\n".join([str(table.title), *(lines or ["nothing was heard"])]))
 
     def _draw(self) -> None:
         now_s = self._clock()
-        if self._live is not None and now_s - self._drawn_s >= REFRESH_S:
-            self._drawn_s = now_s
-            self._live.refresh()
+        if self._live is None or now_s - self._drawn_s < REFRESH_S:
+            return
+        self._drawn_s = now_s
+        if self._console.size != self._size:
+            self.close()
+            self._console.clear()
+            for line in list(self._kept)[-self._console.height :]:
+                self._console.print(line)
+            self._open()
+        self._live.refresh()
 
 
-def summary_table(summary: Summary, name: str, names: dict[int, str]) -> RenderableType:
+def summary_table(summary: Summary, name: str, names: dict[int, str]) -> Table:
     """Return a call's summary as a table, one row a channel."""
     table = Table(
         title=Text(f"{name}: {summary.duration_s:.1f} s, lag at most {summary.max_lag_ms:.0f} ms"),
@@ -176,20 +215,25 @@ def summary_table(summary: Summary, name: str, names: dict[int, str]) -> Rendera
     return table
 
 
-def _header(channel: _Channel) -> RenderableType:
+def _header(channel: _Channel, width: int) -> RenderableType:
     level = channel.level_dbfs - LEVEL_MIN_DBFS
     style = "yellow" if channel.level_dbfs > -3 else "green"
     figures = Text(f"{channel.level_dbfs:3.0f} dBFS   lag {channel.lag_ms:3.0f} ms   ")
     figures.append(f"dropped {channel.dropped}", "bold yellow" if channel.dropped else "")
+    name = Text(channel.name, "bold")
     header = Table.grid(expand=True, padding=(0, 1, 0, 0))
-    header.add_column(ratio=1, no_wrap=True)
-    header.add_column(width=10)
+    header.add_column(min_width=name.cell_len, ratio=1, no_wrap=True)
+    if name.cell_len + 1 + _METER_WIDTH + 1 + figures.cell_len > width:  # the name comes first
+        figures.truncate(max(1, width - name.cell_len - 1), overflow="ellipsis")
+        header.add_column(no_wrap=True)
+        header.add_row(name, figures)
+        return header
+    header.add_column(width=_METER_WIDTH)
     header.add_column(no_wrap=True)
-    header.add_row(
-        Text(channel.name, "bold"),
-        Bar(-LEVEL_MIN_DBFS, 0.0, level, width=10, color=style, bgcolor="bright_black"),
-        figures,
+    meter = Bar(
+        -LEVEL_MIN_DBFS, 0.0, level, width=_METER_WIDTH, color=style, bgcolor="bright_black"
     )
+    header.add_row(name, meter, figures)
     return header
 
 

@@ -256,7 +256,7 @@ def _open_session(content: bytes, origin: str, provider: Provider) -> Any:
     # Before anything is said of CUDA: a file that is no model at all is refused here, as such.
     session = _new_session(runtime, content, origin, [_CPU])
     if provider == "cuda":
-        raise ProviderError(f"provider 'cuda': expected {_CUDA}: {reason}")
+        raise ProviderError(f"provider 'cuda': {reason}")
     if _CUDA in runtime.get_available_providers():  # the GPU build is there: somebody wanted it
         _logger.warning("the CPU is used: %s", reason)
     return session
@@ -266,7 +266,9 @@ def _try_cuda(runtime: Any, content: bytes, origin: str) -> tuple[Any, str]:
     """Return a session on CUDA, or None and why not."""
     available = runtime.get_available_providers()
     if _CUDA not in available:
-        return None, f"this ONNX Runtime has {', '.join(available)} alone, ser-stream[gpu] has it"
+        return None, (
+            f"found {', '.join(available)} only; expected {_CUDA}, which ser-stream[gpu] brings"
+        )
     if hasattr(runtime, "preload_dlls"):
         # It prints what it does not find; stdout may be our events.
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -277,10 +279,13 @@ def _try_cuda(runtime: Any, content: bytes, origin: str) -> tuple[Any, str]:
         # TensorFloat-32 keeps ten bits of mantissa: golden vectors would not come out.
         session = _new_session(runtime, content, origin, [(_CUDA, {"use_tf32": "0"}), _CPU])
     except ModelError as error:
-        return None, str(error.__cause__)
+        return None, f"expected {_CUDA}: {error.__cause__}"
     found = session.get_providers()[0]
     if found != _CUDA:
-        return None, f"ONNX Runtime took {found}: is there a GPU, its driver, CUDA and cuDNN?"
+        return None, (
+            f"expected {_CUDA}: ONNX Runtime took {found}: is there a GPU, its driver, CUDA and "
+            "cuDNN?"
+        )
     return session, ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import get_args
 
@@ -28,12 +29,16 @@ examples:
 
 exit codes:
   0         every source was heard to its end
-  1         a source failed, in part or wholly, and gave an `error` that says why;
-            the others went on
+  1         a source failed, in part or wholly, or --roles do not fit it: its
+            `error` says why, the others went on; or output cannot be written
   2         usage, configuration or the model
   130, 143  ended by Ctrl-C or SIGTERM, after the tail was scored and the summary
             given; a second one quits at once
   141       whoever read the output left
+
+files that were cut off:
+  WAV, RF64, W64, AIFF, AU, FLAC and Ogg show that a part is missing: it is an
+  `error` after what could be heard. Others, such as MP3, may seem to end there.
 
 agents:
   A channel with the role `agent` tells speech only: its emotion is not inferred
@@ -49,6 +54,11 @@ _SERVE_EPILOG = """\
 examples:
   ser-serve
   ser-serve --port 9000 --max-calls 50
+
+exit codes:
+  0  stopped by Ctrl-C or SIGTERM
+  1  the address cannot be listened on, or the server failed
+  2  usage, configuration or the model
 
 There are no tokens yet, so only loopback addresses are served.
 Agents' emotion is not inferred unless you say --analyse-agents, which the EU
@@ -71,13 +81,17 @@ def stream_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     output.add_argument("--json", action="store_true", help="events as JSON, one a line")
     output.add_argument("--schema", action="store_true", help="print the JSON Schema of events")
     parser.add_argument("--version", action="version", version=f"ser-stream {__version__}")
-    options = parser.parse_intermixed_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # argparse forgets what "--" means when options may stand between paths.
+    end = words.index("--") if "--" in words else len(words)
+    options = parser.parse_intermixed_args(words[:end])
+    options.paths += words[end + 1 :]
     if options.schema or options.list_devices:
         return options
-    _check_sources(parser, options)
     raw = {"encoding": options.encoding, "sample_rate": options.rate, "channels": options.channels}
     given = {name: value for name, value in raw.items() if value is not None}
     options.is_declared = bool(given)
+    _check_sources(parser, options)
     try:
         options.audio = AudioFormat(**given)
     except SerStreamError as error:
@@ -92,6 +106,8 @@ def _check_sources(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("- is standard input: expected no PATH beside it")
     if options.device is not None and not options.mic:
         parser.error("--device chooses a microphone: expected --mic with it")
+    if options.is_declared and options.paths != ["-"]:
+        parser.error("--encoding, --rate and --channels are of raw PCM: expected - with them")
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +159,7 @@ def _add_analysis(parser: argparse.ArgumentParser, *, roles: bool = True) -> Non
         type=_step_ms,
         default=250,
         metavar="MS",
-        help="speech between two scores, a multiple of 10; default: %(default)s",
+        help="between two scores: 10 to 10000, a multiple of 10; default: %(default)s",
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -193,7 +209,8 @@ def _roles(text: str) -> tuple[str, ...]:
 
 
 def _step_ms(text: str) -> int:
-    if not text.isdecimal() or int(text) % 10 or not 10 <= int(text) <= 10_000:
+    is_number = text.isascii() and text.isdecimal()
+    if not is_number or int(text) % 10 or not 10 <= int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"{text!r}: expected 10 to 10000 ms, a multiple of 10")
     return int(text)
 

@@ -118,6 +118,7 @@ class Service:
                 Route("/v1/stream", self._upgrade_required),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
+                WebSocketRoute("/{path:path}", self._no_such_path),
             ]
         )
         app.state.service = self
@@ -151,7 +152,7 @@ class Service:
         if len(self._calls) >= self.config.max_calls:
             return (
                 "busy",
-                f"{len(self._calls)} calls are going on, which is the limit: try again in "
+                f"no room for a call, the limit is {self.config.max_calls}: try again in "
                 f"{_RETRY_S} s",
             )
         return None
@@ -170,6 +171,15 @@ class Service:
             self._calls.discard(call)
             if not self._calls:
                 self._is_empty.set()
+
+    async def _no_such_path(self, websocket: WebSocket) -> None:
+        """Refuse the handshake in words where the ASGI server can; else it says 403."""
+        if "websocket.http.response" in websocket.scope.get("extensions", {}):
+            await websocket.send_denial_response(
+                PlainTextResponse("nothing here: expected the path /v1/stream\n", 404)
+            )
+        else:
+            await websocket.close()
 
     async def _upgrade_required(self, request: Request) -> Response:
         return PlainTextResponse(
@@ -201,9 +211,12 @@ def create_app(scorer: Scorer, config: ServerConfig | None = None) -> Starlette:
 
 
 def serve(config: ServerConfig, model_path: Path | None = None, provider: Provider = "auto") -> int:
-    """Run a server in this process until SIGINT or SIGTERM; return the exit status.
+    """Run a server in this process until SIGINT or SIGTERM.
 
     It listens at once and is ready when the model's golden vectors have come out.
+
+    Returns:
+        The exit status: 0; 1 where it cannot listen or fails; 2 where the model cannot be loaded.
     """
 
     def load() -> Batcher:
@@ -235,7 +248,7 @@ class ServerProcess(BoundedServer):
     Args:
         config: what the operator chose.
         load: makes the scorer, on a thread, once the server listens. If it fails, the server ends
-            with ``status`` 1.
+            with ``status`` 2 where there is no such model or it is bad, 1 for any other fault.
     """
 
     def __init__(
@@ -286,13 +299,14 @@ class ServerProcess(BoundedServer):
             scorer = await asyncio.to_thread(self._load)
         except SerStreamError as error:
             _log.error("no model: %s", error)
+            self.status = 2
         except Exception:  # noqa: BLE001 - a task's edge: the process must end, not serve without a model
             _log.exception("no model")
+            self.status = 1
         else:
             self.service.scorer = self._scorers.enter_context(scorer)
             _log.info("ready model=%s", self.service.scorer.card.name)
             return
-        self.status = 1
         self.should_exit = True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import stat
@@ -24,6 +25,18 @@ _READ_BYTES = 65_536
 _UNKNOWN_LENGTH = 0x7FFF_0000
 """What writers into a pipe put for a length they cannot know is at least this."""
 
+# What libsndfile logs of a file that is shorter than its header says: WAV, AU and AIFF in bytes;
+# RF64 in samples; W64 leaves it to be seen that the whole is shorter.
+_CUT_DATA = re.compile(r"^\s*(data|Data Size|SSND)\s*: (\d+) \(should be (\d+)\)", re.M)
+_DS64_FRAMES = re.compile(r"does not match value from 'ds64' chunk of (\d+)")
+_W64_DATA = re.compile(
+    r"^riff : \d+ \(should be \d+\).*^\s*Bytes/sec\s*: ([1-9]\d*)$.*^data : (\d+)$", re.M | re.S
+)
+_NO_END = re.compile(
+    r"^Ogg ?: .*(?:end-of-stream|Junk after the last page)|^Seems to be a truncated", re.M | re.I
+)
+_SSND_HEADER_BYTES, _W64_HEADER_BYTES = 8, 24
+
 _CONTAINERS = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg"}
 
 
@@ -35,14 +48,15 @@ class AudioFile:
     """An audio file that can be streamed; iterate it for its bytes, from the start each time.
 
     ``num_samples`` counts those of one channel that can be read, ``num_samples_expected`` those
-    that the file's header promises. Iterating raises a :class:`SourceError` after what could be
-    read, where that is less.
+    that the file's header promises, ``has_end`` is False where a mark that ends it is missing.
+    Iterating raises a :class:`SourceError` after what could be read, where the file was cut off.
     """
 
     path: Path
     format: AudioFormat
     num_samples: int
     num_samples_expected: int
+    has_end: bool = True
 
     @property
     def duration_s(self) -> float:
@@ -71,6 +85,11 @@ class AudioFile:
                 f"{self.path} breaks off{fault}: found {num_read} of "
                 f"{self.num_samples_expected} samples expected"
             )
+        if not self.has_end:
+            raise SourceError(
+                f"{self.path} breaks off: found {num_read} samples, expected the end of the stream "
+                "after them"
+            )
 
 
 def file_chunks(path: str | Path) -> AudioFile:
@@ -96,6 +115,7 @@ def file_chunks(path: str | Path) -> AudioFile:
             format=AudioFormat(encoding="pcm_f32le", sample_rate=rate, channels=channels),
             num_samples=num_samples,
             num_samples_expected=_num_samples_promised(file),
+            has_end=not _NO_END.search(file.extra_info),
         )
 
 
@@ -104,10 +124,14 @@ def _open(path: Path) -> soundfile.SoundFile:
         if not stat.S_ISREG(path.stat().st_mode):
             raise SourceError(f"{path} is no regular file: expected an audio file")
         path.open("rb").close()  # libsndfile calls every refusal of the system "System error"
-        return soundfile.SoundFile(path)
+        return soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
     except OSError as error:
         raise SourceError(
             f"{path} cannot be opened ({error.strerror}): expected an audio file"
+        ) from error
+    except UnicodeError as error:
+        raise SourceError(
+            f"{path} is no name that this system has ({error}): expected an audio file"
         ) from error
     except soundfile.LibsndfileError as error:
         raise SourceError(
@@ -119,18 +143,19 @@ def _open(path: Path) -> soundfile.SoundFile:
 def _num_samples_promised(file: soundfile.SoundFile) -> int:
     """Return how many samples a channel the header promises; 0 where it promises nothing.
 
-    libsndfile counts those that are there; its log of a WAV or AU that is shorter than its header
-    says ``data : PROMISED (should be FOUND)``, in bytes.
+    libsndfile counts those that are there, and says in its log what the header has.
     """
-    num_samples = int(file.frames)
+    num_samples, log = int(file.frames), file.extra_info
     if file.format == "MPEG":
         return 0  # an estimate from the first frames, in files without a Xing header
-    log = re.search(
-        r"^\s*(?:data|Data Size)\s*: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE
-    )
-    if log is None:
+    if frames := _DS64_FRAMES.search(log):
+        return int(frames[1])
+    if data := _W64_DATA.search(log):
+        return round((int(data[2]) - _W64_HEADER_BYTES) * int(file.samplerate) / int(data[1]))
+    if (data := _CUT_DATA.search(log)) is None:
         return num_samples
-    promised, found = int(log[1]), int(log[2])
+    header_bytes = _SSND_HEADER_BYTES if data[1] == "SSND" else 0
+    promised, found = int(data[2]) - header_bytes, int(data[3]) - header_bytes
     if not found < promised < _UNKNOWN_LENGTH:
         return num_samples
     return int(promised / (found // num_samples or found / num_samples))
@@ -162,10 +187,11 @@ def stdin_chunks(stream: _Readable, *, is_declared: bool = True) -> Iterator[byt
     Raises:
         SourceError: such a beginning; or the stream cannot be read.
     """
-    head = b""
+    head, has_ended = b"", False
     try:
-        while not is_declared and len(head) < 4 and (more := stream.read1(_READ_BYTES)):
-            head += more
+        while not (is_declared or has_ended or len(head) >= 4):
+            more = stream.read1(_READ_BYTES)
+            head, has_ended = head + more, not more
         if not is_declared and head[:4] in _CONTAINERS:
             raise SourceError(
                 f"standard input looks like a {_CONTAINERS[head[:4]]} file: expected raw samples; "
@@ -174,12 +200,13 @@ def stdin_chunks(stream: _Readable, *, is_declared: bool = True) -> Iterator[byt
             )
         if head:
             yield head
-        while True:
+        while not has_ended:  # asked once: at a terminal, audio may come after an end
             while not _has_input(stream):
                 yield b""
-            if not (chunk := stream.read1(_READ_BYTES)):
-                return
-            yield chunk
+            chunk = stream.read1(_READ_BYTES)
+            has_ended = not chunk
+            if chunk:
+                yield chunk
     except OSError as error:
         raise SourceError(
             f"standard input cannot be read ({error.strerror}): expected audio"

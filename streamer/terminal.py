@@ -151,9 +151,9 @@ class ProgressBar:
             self._task = None
 
 
-def printable(name: str) -> str:
-    """Return a source's name, escaped where it would play tricks on a terminal."""
-    return name if name.isprintable() else ascii(name)
+def printable(text: str) -> str:
+    """Return text on one line, escaped where it would play tricks on a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def channel_names(ready: Ready) -> dict[int, str]:
@@ -191,13 +191,15 @@ def event_line(event: Event, names: dict[int, str]) -> str:
         case Lag():
             return f"{_span(event)} {name}lag: not scored from here on ({event.reason})"
         case Error():
-            return f"{name}error {event.code}: {event.message}"
+            return f"{name}error {event.code}: {printable(event.message)}"
         case Summary():
-            channels = "; ".join(_channel_line(item, names) for item in event.channels)
+            lines = [channel_line(item, names) for item in event.channels]
+            channels = "; ".join(lines) or "nothing was heard"
             return f"summary of {event.duration_s:.2f} s: {channels}; lag {event.max_lag_ms:.0f} ms"
 
 
-def _channel_line(item: ChannelSummary, names: dict[int, str]) -> str:
+def channel_line(item: ChannelSummary, names: dict[int, str]) -> str:
+    """Return a channel's part of the summary as a line to read."""
     turns = f"{item.turns} turn{'' if item.turns == 1 else 's'}"
     parts = [f"{names.get(item.channel, item.role)} {turns} in {item.speech_s:.2f} s of speech"]
     parts += [labels] if (labels := shares(item)) else []

@@ -144,10 +144,19 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self._abort = self.loop.call_later(self.close_timeout + 1.0, self.transport.abort)
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Send, or raise ClientDisconnected also where a broken frame has closed the connection."""
+        """Send, or raise ClientDisconnected also where the connection is closing already.
+
+        A peer that went before it was answered is nobody's error: no answer is owed any more.
+        """
+        if self.transport.is_closing():
+            self.handshake_complete = True
+            raise ClientDisconnected
         if self.close_sent:
             raise ClientDisconnected
         await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            # uvicorn 0.54 takes an application that answered in HTTP for one that did not answer.
+            self.handshake_complete = True
 
     def handle_cont(self, event: Frame) -> None:
         """Take a fragment, unless there are too many."""

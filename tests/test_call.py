@@ -168,7 +168,7 @@ def test_a_channel_hears_nothing_of_the_other() -> None:
     ("roles", "message"),
     [
         (("boss",), "role 'boss': expected one of customer, agent"),
-        (("customer", "agent"), "2 roles .* of 1 channels"),
+        (("customer", "agent"), "2 roles .* of 1 channel:"),
     ],
 )
 def test_wrong_roles_are_refused(roles: tuple[str, ...], message: str) -> None:

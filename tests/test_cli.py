@@ -2,14 +2,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +13,9 @@ import pytest
 import soundfile
 
 from streamer.cli import main_serve, main_stream
+from tests.commands import DEADLINE_S, ROOT, events, on_terminal, start, types
 from tests.models import tiny_model
 from tests.scorers import tone_speech
-
-ROOT = Path(__file__).resolve().parent.parent
-DEADLINE_S = 60
-"""What a slow machine may take to start a command; nothing here waits this long when it works."""
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +39,6 @@ def stereo(tmp_path: Path) -> str:
     left, right = tone_speech(3.0, rate=8000), tone_speech(3.0, seed=1, rate=8000)
     soundfile.write(path, np.stack([left, right], axis=1), 8000, subtype="PCM_16")
     return str(path)
-
-
-def events(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def types(text: str) -> list[str]:
-    return [event["type"] for event in events(text)]
-
-
-def command(*arguments: str) -> list[str]:
-    """Return what runs ser-stream from this checkout, installed or not."""
-    program = "import sys; from streamer.cli import main_stream; sys.exit(main_stream())"
-    return [sys.executable, "-c", program, *arguments]
-
-
-def start(*arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command(*arguments), cwd=ROOT, **streams)
 
 
 class Stdin:
@@ -164,7 +138,9 @@ def test_roles_that_do_not_fit_are_that_files_error(
     found = events(capsys.readouterr().out)
     errors = [event for event in found if event["type"] == "error"]
     assert [(event["code"], event["source"]) for event in errors] == [("bad_config", wav)]
-    assert [event["source"] for event in found if event["type"] == "summary"] == [wav, stereo]
+    summaries = [event for event in found if event["type"] == "summary"]
+    assert [event["source"] for event in summaries] == [wav, stereo]
+    assert [len(event["channels"]) for event in summaries] == [0, 2]
 
 
 def test_several_sources_are_named_and_errors_go_to_standard_error(
@@ -311,33 +287,6 @@ def test_reader_that_leaves_is_no_traceback(model: str, wav: str) -> None:
 
 
 # Terminals
-
-
-def on_terminal(arguments: Sequence[str], **environment: str) -> tuple[int, str]:
-    """Run ser-stream with a terminal of 80 x 24; return its exit code and what it drew."""
-    leader, follower = pty.openpty()
-    surroundings = {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24", "LC_ALL": "C.UTF-8"}
-    kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    streams = {"stdin": follower, "stdout": follower, "stderr": follower}
-    with start(*arguments, **streams, env={**kept, **surroundings, **environment}) as process:
-        os.close(follower)
-        drawn = read_terminal(leader)
-        code = process.wait(DEADLINE_S)
-    os.close(leader)
-    return code, drawn
-
-
-def read_terminal(leader: int) -> str:
-    content, deadline_s = b"", time.monotonic() + DEADLINE_S
-    while select.select([leader], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
-        try:
-            more = os.read(leader, 65_536)
-        except OSError:  # how Linux says that nobody holds the other end
-            return content.decode()
-        if not more:
-            return content.decode()
-        content += more
-    raise AssertionError(f"still running after {DEADLINE_S} s: {content.decode()}")
 
 
 def test_live_view_on_a_terminal(model: str, stereo: str) -> None:

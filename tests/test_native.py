@@ -158,12 +158,40 @@ def test_what_is_no_format_is_refused(audio: str, sentence: str) -> None:
     assert (fault.code, fault.close_code) == ("bad_audio", CloseCode.POLICY)
 
 
+@pytest.mark.parametrize("step_ms", [0, 1, 15, 90, 99, 255, 10_005, 10_010, 2**31 - 1])
+def test_a_step_out_of_range_is_refused_in_the_same_words(step_ms: int) -> None:
+    sentence = f"step of {step_ms} ms: expected 100 to 10000 ms, a multiple of 10 ms"
+    fault = refusal(json.dumps({"type": "start", "step_ms": step_ms}))
+    assert (str(fault), fault.code, fault.close_code) == (sentence, "bad_config", CloseCode.POLICY)
+    with pytest.raises(PeerError, match=sentence):
+        NativeDialect([("step_ms", str(step_ms))]).receive_bytes(b"")
+
+
+@pytest.mark.parametrize("step_ms", [100, 110, 250, 10_000])
+def test_a_step_in_range(step_ms: int) -> None:
+    (start,) = NativeDialect().receive_text(json.dumps({"type": "start", "step_ms": step_ms}))
+    assert start == Start(step_s=step_ms / 1000)
+
+
+def test_the_shortest_step_is_the_servers_to_say() -> None:
+    (start,) = NativeDialect(min_step_ms=10).receive_text('{"type":"start","step_ms":10}')
+    assert start == Start(step_s=0.01)
+
+
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
         ({"rat": "8000"}, "'rat' is unknown, expected one of encoding, sample_rate, rate"),
         ({"rate": "8000", "sample_rate": "8000"}, "sample_rate is given twice"),
-        ({"rate": "fast"}, "Expected `int`, got `str` - at `$.audio.sample_rate`"),
+        ({"rate": "fast"}, "sample_rate is 'fast', expected a whole number in digits"),
+        ({"rate": "16000.0"}, "sample_rate is '16000.0', expected a whole number in digits"),
+        ({"channels": "1e0"}, "channels is '1e0', expected"),
+        ({"channels": "١"}, "channels is '١', expected"),
+        ({"channels": "²"}, "channels is '²', expected"),
+        ({"step_ms": "+250"}, "step_ms is '+250', expected"),
+        ({"step_ms": " 250"}, "step_ms is ' 250', expected"),
+        ({"step_ms": "2_50"}, "step_ms is '2_50', expected"),
+        ({"step_ms": "null"}, "step_ms is 'null', expected"),
         ({"rate": "9" * 8000}, "sample_rate"),
         ({"channels": ""}, "channels"),
         ({"step_ms": "1.5"}, "step_ms"),
@@ -182,9 +210,23 @@ def test_nothing_comes_twice_or_after_the_end(messages: tuple[str | bytes, ...])
     assert (fault.code, fault.close_code) == ("bad_message", CloseCode.POLICY)
 
 
-def test_resume_is_refused_in_words() -> None:
-    fault = refusal('{"type":"resume","session":"x","seq":3}')
-    assert "not supported yet" in str(fault)
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"resume"}',
+        '{"type":"resume","session":"x","seq":3}',
+        '{"type":"resume","session":"x","seq":3,"more":true}',
+        '{"type":"resume","session":7,"seq":"3"}',
+        '{"type":"ack"}',
+        '{"type":"ack","seq":3}',
+        '{"type":"ack","seq":-1,"session":null}',
+    ],
+)
+@pytest.mark.parametrize("before", [(), (START,), (START, b"\x00\x00"), (START, END)])
+def test_resume_and_ack_are_refused_in_words(before: tuple[str | bytes, ...], text: str) -> None:
+    fault = refusal(*before, text)
+    assert "resume and acknowledgements are not supported yet" in str(fault)
+    assert 'expected a new call, on a new connection, with "start"' in str(fault)
     assert (fault.code, fault.close_code) == ("unsupported", CloseCode.UNSUPPORTED)
 
 
@@ -211,7 +253,7 @@ JSON = st.recursive(
 TYPED = st.dictionaries(
     st.sampled_from(["audio", "roles", "step_ms", "call_id", "session", "seq"]), JSON, max_size=4
 ).flatmap(
-    lambda fields: st.sampled_from(["start", "end", "resume", "x"]).map(
+    lambda fields: st.sampled_from(["start", "end", "resume", "ack", "x"]).map(
         lambda kind: json.dumps({"type": kind, **fields})
     )
 )

@@ -25,7 +25,11 @@ from streamer.server import ServerConfig
         ["--encoding", "mp3", "-"],
         ["--step-ms", "255", "call.wav"],
         ["--step-ms", "0", "call.wav"],
+        ["--step-ms", "٣٠٠", "call.wav"],
         ["--provider", "tpu", "call.wav"],
+        ["--rate", "8000", "call.wav"],
+        ["--channels", "2", "--mic"],
+        ["--encoding", "mulaw", "--", "call.wav"],
     ],
     ids=" ".join,
 )
@@ -59,6 +63,23 @@ def test_options_between_paths_are_options() -> None:
     options = stream_options(["a.wav", "--roles", "customer,agent", "b.wav", "--json"])
     assert options.paths == ["a.wav", "b.wav"]
     assert options.roles == ("customer", "agent")
+
+
+def test_what_follows_two_dashes_is_a_path() -> None:
+    options = stream_options(["--json", "a.wav", "--", "-x.wav", "--mic"])
+    assert options.paths == ["a.wav", "-x.wav", "--mic"]
+    assert options.json and not options.mic
+
+
+@pytest.mark.parametrize(("max_calls", "max_connections"), [(50, 1000), (2000, 10_000)])
+def test_server_takes_connections_enough_for_its_calls(
+    max_calls: int, max_connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[ServerConfig] = []
+    monkeypatch.setattr("streamer.server.serve", lambda config, *_: configs.append(config) or 0)
+    assert main_serve(["--max-calls", str(max_calls)]) == 0
+    assert configs[0].max_calls == max_calls
+    assert configs[0].max_connections == max_connections
 
 
 def test_server_defaults_are_the_servers() -> None:

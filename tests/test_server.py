@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
@@ -12,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from streamer.audio import AudioFormat
 from streamer.call import Call, CallConfig
 from streamer.drivers import recognize
 from streamer.errors import ConfigError
 from streamer.events import Emotion, Error, Event, Summary, Turn, decode_event
-from streamer.server import ServerConfig, ServerProcess, create_app, serve
+from streamer.server import ServerConfig, ServerProcess, create_app, run, serve
 from tests.scorers import FakeScorer, assert_same_events, encode_audio, make_card, tone_speech
 from tests.serving import DEADLINE_S, Running, hear_all, serving, stream, wait_until
 
@@ -44,7 +47,7 @@ def test_too_many_calls_are_refused_in_words() -> None:
             first.recv(DEADLINE_S)
             (error,) = hear_all(second)
             assert isinstance(error, Error) and error.code == "busy"
-            assert "try again in 10 s" in error.message
+            assert error.message == "no room for a call, the limit is 1: try again in 10 s"
             assert second.close_code == 1013
             assert running.get("/readyz")[0] == 503
             assert running.state()["reason"] == "busy"
@@ -85,6 +88,35 @@ def test_under_a_server_of_ones_own() -> None:
         assert_same_events(stream(Running(listener.getsockname()[1]), [PCM]), local_events(PCM))
         theirs.should_exit = True
         thread.join(DEADLINE_S)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/healthz", "/v1/stream/", "/v1/streams?rate=8000"])
+def test_a_websocket_elsewhere_is_told_where(path: str) -> None:
+    with serving(FakeScorer(CARD)) as running, pytest.raises(InvalidStatus) as caught:
+        connect(f"ws://127.0.0.1:{running.port}{path}", proxy=None)
+    response = caught.value.response
+    assert response.status_code == 404
+    assert response.body == b"nothing here: expected the path /v1/stream\n"
+
+
+def test_a_websocket_elsewhere_under_a_server_without_words_is_closed() -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/v1", "headers": [], "query_string": b""}
+    asyncio.run(create_app(FakeScorer(CARD))(scope, receive, send))
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+def test_get_of_what_is_for_websockets_or_not_there() -> None:
+    with serving(FakeScorer(CARD)) as running:
+        assert running.get("/v1/stream") == (426, "expected a WebSocket here\n")
+        assert running.get("/v1")[0] == 404
 
 
 # Its beginning and its end
@@ -151,6 +183,22 @@ def test_a_port_that_is_taken(log: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_model_that_is_missing(log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    assert serve(ServerConfig(port=0), tmp_path / "missing.onnx", "cpu") == 1
+    assert serve(ServerConfig(port=0), tmp_path / "missing.onnx", "cpu") == 2
     assert "no model" in log.text
     assert "Traceback" not in log.text
+
+
+def test_a_model_that_is_bad(log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(b"no model")
+    assert serve(ServerConfig(port=0), path, "cpu") == 2
+    assert "no model" in log.text
+    assert "Traceback" not in log.text
+
+
+def test_a_fault_while_the_model_is_loaded(log: pytest.LogCaptureFixture) -> None:
+    def load() -> Any:
+        raise RuntimeError("out of luck")
+
+    assert run(ServerConfig(port=0), load) == 1
+    assert "out of luck" in log.text

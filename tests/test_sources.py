@@ -71,7 +71,7 @@ def test_compressed_files_are_read(tmp_path: Path, suffix: str) -> None:
     assert np.abs(samples).max() == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize("suffix", ["wav", "au", "flac"])
+@pytest.mark.parametrize("suffix", ["wav", "rf64", "w64", "aiff", "au", "flac"])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_truncated_file_gives_what_it_has(tmp_path: Path, suffix: str, channels: int) -> None:
     written = noise(60_000, channels)
@@ -84,6 +84,38 @@ def test_a_truncated_file_gives_what_it_has(tmp_path: Path, suffix: str, channel
     assert 30_000 - 4608 <= len(samples) <= 30_001
     np.testing.assert_array_equal(samples, written[: len(samples)] / np.float32(32768))
     assert f"found {len(samples)} of 60000 samples expected" in message
+
+
+@pytest.mark.parametrize(("suffix", "subtype"), [("aiff", "FLOAT"), ("w64", "ULAW")])
+def test_what_a_truncated_file_lacks_is_counted(tmp_path: Path, suffix: str, subtype: str) -> None:
+    path = write(tmp_path / f"a.{suffix}", noise(5000), subtype=subtype)
+    path.write_bytes(path.read_bytes()[:-400])
+    chunks, message = read_until_error(file_chunks(path))
+    assert f"found {len(samples_of(chunks))} of 5000 samples expected" in message
+
+
+@pytest.mark.parametrize("format", ["OGG", "VOC"])
+@pytest.mark.parametrize("kept", [0.6, 0.999])
+def test_a_stream_without_its_end_is_truncated(tmp_path: Path, format: str, kept: float) -> None:
+    written = noise(10 * RATE)
+    path = write(tmp_path / "whole", written, format=format)
+    assert len(samples_of(file_chunks(path))) == 10 * RATE
+    data = path.read_bytes()
+    path.write_bytes(data[: round(kept * len(data))])
+    chunks, message = read_until_error(file_chunks(path))
+    assert 0.3 * 10 * RATE < len(samples_of(chunks)) < 10 * RATE
+    assert "breaks off: found" in message and "expected the end" in message
+
+
+def test_a_name_of_any_bytes_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "\udcff\udcfe bad.wav"
+    try:
+        path.write_bytes(write(tmp_path / "a.wav", noise(100)).read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    assert len(samples_of(file_chunks(path))) == 100
+    with pytest.raises(SourceError, match="no name that this system has"):
+        file_chunks("\ud800.wav")  # no byte's escape
 
 
 def test_a_wav_whose_writer_could_not_know_its_length_is_whole(tmp_path: Path) -> None:
@@ -172,6 +204,13 @@ def test_a_file_on_standard_input_is_refused_unless_it_was_declared_raw(
     with pytest.raises(SourceError, match=f"looks like a {name} file: expected raw samples"):
         next(stdin_chunks(Pipe(*reads), is_declared=False))
     assert list(stdin_chunks(Pipe(*reads))) == reads
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+@pytest.mark.parametrize("before", [[], [b"\1\2"], [b"\1\2\3\4"]])
+def test_the_end_of_standard_input_counts_once(is_declared: bool, before: list[bytes]) -> None:
+    pipe = Pipe(*before, b"", b"typed after the end")
+    assert b"".join(stdin_chunks(pipe, is_declared=is_declared)) == b"".join(before)
 
 
 def test_standard_input_that_breaks_is_a_source_error() -> None:

@@ -177,7 +177,7 @@ def test_several_sources_are_named_on_one_line_each() -> None:
     lines = TextLines(stream, names_source=True)
     lines.show(ready("customer", source="two\nlines\x1b[2J.wav"))
     assert stream.getvalue().count("\n") == 1
-    assert stream.getvalue().startswith("'two\\nlines\\x1b[2J.wav': ready")
+    assert stream.getvalue().startswith("two\\nlines\\x1b[2J.wav: ready")
 
 
 def test_channels_of_one_role_are_told_apart() -> None:
@@ -308,3 +308,12 @@ def test_live_view_keeps_turns_and_ends_with_the_summary() -> None:
     assert "neutral 65%, angry 35%" in text
     assert "\x1b[?25h" in console.file.getvalue()  # type: ignore[attr-defined]  # the cursor is back
     view.close()
+
+
+def test_messages_play_no_tricks_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    fault = Error(code="bad_source", message="a\x1b[31m\nb.wav cannot be opened", fatal=True)
+    TextLines(io.StringIO()).show(fault)
+    assert capsys.readouterr().err == "error bad_source: a\\x1b[31m\\nb.wav cannot be opened\n"
+    console = terminal()
+    LiveView(console, clock=Clock()).show(fault)
+    assert console.export_text() == "error bad_source: a\\x1b[31m\\nb.wav cannot be opened\n"

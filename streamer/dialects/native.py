@@ -19,12 +19,15 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from streamer.audio import AudioFormat
 from streamer.dialects import CloseCode, End, Input, PeerError, Start
-from streamer.errors import AudioError
+from streamer.errors import AudioError, ConfigError
 from streamer.events import Event, encode_event
 
 _MAX_TEXT = 4096
 """Characters of a text message."""
 _MAX_CALL_ID = 128
+_SHIFT_MS = 10
+"""Windows end where frames do."""
+_MAX_STEP_MS = 10_000
 _PARAMETERS = {
     "encoding": "encoding",
     "sample_rate": "sample_rate",
@@ -34,6 +37,7 @@ _PARAMETERS = {
     "step_ms": "step_ms",
     "call_id": "call_id",
 }
+_NUMBERS = ("sample_rate", "channels", "step_ms")
 _EXPECTED = (
     'expected {"type":"start","audio":{"encoding":…,"sample_rate":…,"channels":…},"roles":[…],'
     '"call_id":…,"step_ms":…} with any of these fields, or {"type":"end"}'
@@ -69,16 +73,15 @@ class EndMessage(
     """The last message: no more audio will come, everything that is known may be told."""
 
 
-class ResumeMessage(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="resume"
-):
-    """A dropped connection continues; not served yet."""
-
-    session: str
-    seq: _Int
+class ResumeMessage(Struct, frozen=True, tag_field="type", tag="resume"):
+    """A dropped connection continues; not served yet, whatever its fields."""
 
 
-Message: TypeAlias = StartMessage | EndMessage | ResumeMessage
+class AckMessage(Struct, frozen=True, tag_field="type", tag="ack"):
+    """Events have arrived; not served yet, whatever its fields."""
+
+
+Message: TypeAlias = StartMessage | EndMessage | ResumeMessage | AckMessage
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
@@ -88,13 +91,15 @@ class NativeDialect:
     Args:
         query: names and values of the URL's query parameters: ``encoding``, ``sample_rate`` or
             ``rate``, ``channels``, ``roles`` (with commas between), ``step_ms``, ``call_id``.
+        min_step_ms: the shortest step that a peer may ask for.
 
     Raises:
         PeerError: a parameter that is unknown, given twice, or not of its kind.
     """
 
-    def __init__(self, query: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(self, query: Iterable[tuple[str, str]] = (), *, min_step_ms: int = 100) -> None:
         self._asked = _read_query(query)
+        self._min_step_ms = min_step_ms
         self._has_started = self._has_ended = False
 
     def receive_text(self, text: str) -> list[Input]:
@@ -104,9 +109,10 @@ class NativeDialect:
             PeerError: not JSON, not a message of the protocol, or not at this time.
         """
         match self._decode(text):
-            case ResumeMessage():
+            case ResumeMessage() | AckMessage():
                 raise PeerError(
-                    'resuming a session is not supported yet: expected a new call with "start"',
+                    "resume and acknowledgements are not supported yet: expected a new call, on a "
+                    'new connection, with "start"',
                     code="unsupported",
                     close_code=CloseCode.UNSUPPORTED,
                 )
@@ -176,6 +182,8 @@ class NativeDialect:
             raise PeerError(
                 f"call_id of {len(call_id)} characters: expected 1 to {_MAX_CALL_ID} printable ones"
             )
+        if step_ms is not UNSET:
+            self._check_step(step_ms)
         self._has_started = True
         return [
             Start(
@@ -185,6 +193,14 @@ class NativeDialect:
                 call_id="" if call_id is UNSET else call_id,
             )
         ]
+
+    def _check_step(self, step_ms: int) -> None:
+        if not self._min_step_ms <= step_ms <= _MAX_STEP_MS or step_ms % _SHIFT_MS:
+            raise PeerError(
+                f"step of {step_ms} ms: expected {self._min_step_ms} to {_MAX_STEP_MS} ms, a "
+                f"multiple of {_SHIFT_MS} ms",
+                code=ConfigError.code,
+            )
 
 
 def _agree(name: str, said: Any, asked: Any) -> Any:
@@ -204,6 +220,8 @@ def _read_query(query: Iterable[tuple[str, str]]) -> StartMessage:
         target = audio if name in Audio.__struct_fields__ else found
         if name in target:
             _refuse_query(f"{name} is given twice, expected one")
+        if name in _NUMBERS and not (value.isascii() and value.isdigit()):
+            _refuse_query(f"{name} is {value[:40]!r}, expected a whole number in digits")
         target[name] = value.split(",") if name == "roles" else value
     try:
         return msgspec.convert(found, StartMessage, strict=False)
