@@ -24,7 +24,7 @@ from streamer.session import SessionConfig
 
 _log = logging.getLogger("streamer.server")
 
-_REST_S = 0.1
+_REST_S = 0.2
 """How long a call on which nobody speaks is left alone: how late a ``speech`` event may be told."""
 _AT_ONCE_S = 0.002
 """A message that was waited for longer than this was not there before."""
