@@ -110,18 +110,17 @@ class FrontEnd:
         features = config.features
         self._detector = VoiceDetector(config.vad, features.sample_rate)
         self._tracker = SpeechTracker(config.vad)
-        self._schedule = WindowSchedule(
-            config.window, step_frames=round(config.step_s / features.frame_shift_s)
-        )
+        step_frames = round(config.step_s / features.frame_shift_s)
+        self._schedule = WindowSchedule(config.window, step_frames=step_frames)
         self._feature_stream = FeatureStream(features)
         if normalizer is None and config.normalization is not None:
             normalizer = CausalNormalizer(config.normalization)
         self._normalizer = normalizer
         hang_over_frames = round(config.vad.hang_over_s / features.frame_shift_s)
-        step_frames = round(config.step_s / features.frame_shift_s)
         needed = config.window.num_frames + hang_over_frames + step_frames
         self._frames = _FrameStore(history_frames or needed, features.num_ceps)
         self._block_length = self._detector.block_length
+        self._step_samples = step_frames * features.frame_shift
         self._frames_per_block = self._block_length // features.frame_shift
         self._pre_roll_frames = round(config.vad.pre_roll_s / features.frame_shift_s)
         self._waiting: list[Samples] = []
@@ -191,7 +190,7 @@ class FrontEnd:
             self._flags.append(is_speech)
             self._waiting.append(heard.copy())  # the caller may use its buffer again
             self._num_waiting += len(heard)
-            if self._num_waiting >= self.config.step_s * self.config.features.sample_rate:
+            if self._num_waiting >= self._step_samples:
                 self._compute_frames()
         if self._tracker.receive(is_speech):
             if self._tracker.active:
@@ -285,6 +284,5 @@ class _FrameStore:
         first = self.end - len(self._frames)
         if not first <= start <= end <= self.end:
             raise IndexError(f"frames {start}-{end}: expected within {first}-{self.end}")
-        return self._frames[start - first : end - first], self._is_speech[
-            start - first : end - first
-        ]
+        part = slice(start - first, end - first)
+        return self._frames[part], self._is_speech[part]
