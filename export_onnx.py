@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import time
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from streamer.arrays import Samples, WindowFeatures
-from streamer.card import CARD_KEY, Calibration, Card, Corpus, encode_card
+from streamer.card import CARD_KEY, Calibration, Card, Corpus, Rejection, encode_card
 from streamer.errors import ModelError, SerStreamError
 from streamer.frontend import FrontEnd, FrontEndConfig, WindowCut
 from streamer.model import (
@@ -37,9 +38,12 @@ from streamer.model import (
 from train.can import CascadedAttentionNetwork, count_parameters
 from train.card_page import card_page, describe
 from train.checkpoint import Checkpoint, load_checkpoint
+from train.committee import Committee
 from train.config import config_to_dict
 from train.corpora import LABELS, load_data, load_manifest, read_samples
 from train.results import card_results
+
+Network: TypeAlias = CascadedAttentionNetwork | Committee
 
 SPEECH_DATA = Path(__file__).resolve().parent.parent / "shared" / "data"
 TOLERANCE = 1e-4
@@ -73,14 +77,16 @@ def make_card(
     """Say what the checkpoint was trained for, on what, and how well it did.
 
     Raises:
-        ModelError: the results' calibration is not three temperatures, or they are not those of an
-            evaluation of the same recipe.
+        ModelError: the results' calibration is not three temperatures, their rejection not two
+            thresholds, or they are not those of an evaluation of the same recipe.
     """
     try:
         calibration = msgspec.convert(results.get("calibration", {}), Calibration)
+        rejection = msgspec.convert(results.get("rejection", {}), Rejection)
     except msgspec.ValidationError as error:
         raise ModelError(
-            f"calibration {results['calibration']}: expected temperatures for window, smoothed and "
+            f"calibration {results.get('calibration')}, rejection {results.get('rejection')}: "
+            "expected temperatures for window, smoothed and turn, thresholds for smoothed and "
             f"turn: {error}"
         ) from error
     kept = card_results(results, checkpoint.config)
@@ -102,6 +108,7 @@ def make_card(
         normalization=checkpoint.normalization,
         window=config.window,
         calibration=calibration,
+        rejection=rejection,
         data=tuple(_corpus(corpus, checkpoint.training_data[corpus]) for corpus in corpora),
         licence=licence,
         training={
@@ -180,13 +187,22 @@ def synthetic_voice(duration_s: float, rate: int) -> Samples:
 
 
 @torch.no_grad()
-def torch_scores(network: CascadedAttentionNetwork, batch: NDArray[np.float32]) -> Scores:
+def torch_scores(network: Network, batch: NDArray[np.float32]) -> Scores:
     """Score windows with torch: what ONNX Runtime is measured against."""
-    return Scores(*(output.numpy() for output in network(torch.from_numpy(batch))))
+    logits, embedding, attention = network(torch.from_numpy(batch))[: len(OUTPUT_NAMES)]
+    return Scores(logits.numpy(), embedding.numpy(), attention.numpy())
 
 
-def to_onnx(network: CascadedAttentionNetwork, path: Path) -> None:
-    """Write the network, its statistics inside, for any number of windows; no card yet."""
+def to_onnx(network: Network, path: Path) -> None:
+    """Write the network, its statistics inside, for any number of windows; no card yet.
+
+    Every weight is an initialiser under its own name, so that :func:`load_weights` finds it again:
+    nothing is folded here. ONNX Runtime does that when it loads the file, to the same speed.
+    """
+    served = copy.deepcopy(network)
+    for module in served.modules():
+        if isinstance(module, CascadedAttentionNetwork):
+            module.emotions = None  # a second classifier is for training alone
     # One window: the LSTM's initial state then follows the batch that comes, and torch knows it.
     example = torch.zeros(1, *network.config.input_shape)
     with warnings.catch_warnings():
@@ -194,7 +210,7 @@ def to_onnx(network: CascadedAttentionNetwork, path: Path) -> None:
         # The newer one needs onnxscript; whether this one did well is measured below.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network,
+            served,
             (example,),
             str(path),
             input_names=[INPUT_NAME],
@@ -202,7 +218,52 @@ def to_onnx(network: CascadedAttentionNetwork, path: Path) -> None:
             dynamic_axes={name: {0: "n"} for name in (INPUT_NAME, *OUTPUT_NAMES)},
             opset_version=OPSET,
             dynamo=False,
+            do_constant_folding=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
         )
+    proto = onnx.load(path)
+    there = {item.name for item in proto.graph.initializer}
+    # Of equal weights the exporter keeps one, and names the others by nodes that copy it.
+    missing = {name: value for name, value in _weights(served).items() if name not in there}
+    for node in [node for node in proto.graph.node if node.output[0] in missing]:
+        proto.graph.node.remove(node)
+    for name, value in missing.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
+    onnx.save(proto, path)
+
+
+def _weights(network: Network) -> dict[str, torch.Tensor]:
+    """All that a served network is made of, by name.
+
+    How many batches were averaged is for training alone, and so is a second classifier.
+    """
+    return {
+        name: value
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked") and "emotions" not in name.split(".")
+    }
+
+
+def load_weights(network: Network, path: Path) -> None:
+    """Read the weights of a model file that :func:`to_onnx` wrote back into a network.
+
+    Raises:
+        ModelError: the file lacks weights of this network, or has them in another shape.
+    """
+    try:
+        proto = onnx.load(path)
+    except Exception as error:  # protobuf's, onnx's and the file system's share no base
+        raise ModelError(f"{path} cannot be read as an ONNX model: {error}") from error
+    stored = {item.name: onnx.numpy_helper.to_array(item) for item in proto.graph.initializer}
+    wanted = _weights(network)
+    wrong = [n for n in wanted if n not in stored or stored[n].shape != tuple(wanted[n].shape)]
+    if wrong:
+        raise ModelError(
+            f"{path} lacks {', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''}: "
+            "expected every weight of its card's network by name, as export_onnx.py writes them"
+        )
+    read = {name: torch.from_numpy(stored[name].copy()) for name in wanted}
+    network.load_state_dict({**network.state_dict(), **read})
 
 
 def export(checkpoint: Checkpoint, card: Card, output: Path, data: Path | None) -> Agreement:
@@ -236,9 +297,7 @@ def export(checkpoint: Checkpoint, card: Card, output: Path, data: Path | None) 
     return agreement
 
 
-def _compare(
-    network: CascadedAttentionNetwork, windows: NDArray[np.float32], path: Path
-) -> Agreement:
+def _compare(network: Network, windows: NDArray[np.float32], path: Path) -> Agreement:
     """Load the file as serving does and hold it against torch."""
     model = Model.load(path, provider="cpu")
     largest = 0.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from streamer.audio import AudioFormat
 from streamer.batching import Batcher, Scorer
-from streamer.call import Call, CallConfig
-from streamer.drivers import Lost, converse, recognize
+from streamer.call import Call, CallConfig, Lost
+from streamer.drivers import converse, recognize
 from streamer.errors import SerStreamError
 from streamer.model import Model
 from streamer.session import Session, SessionConfig, Window

@@ -11,10 +11,10 @@ Samples: TypeAlias = NDArray[np.float32]
 """Mono audio, shape (num_samples,), full scale 1.0."""
 
 Frames: TypeAlias = NDArray[np.float32]
-"""Feature vectors, shape (num_frames, 3, num_ceps): MFCC, delta, delta-delta."""
+"""Feature vectors, shape (num_frames, 3, num_rows): MFCC, delta, delta-delta."""
 
 WindowFeatures: TypeAlias = NDArray[np.float32]
-"""One model input, shape (3, num_ceps, num_frames)."""
+"""One model input, shape (3, num_rows, num_frames)."""
 
 Scores: TypeAlias = NDArray[np.float64]
 """One number a label, shape (num_labels,); probabilities unless a name says logits."""

@@ -30,7 +30,7 @@ class Scorer(Protocol):
         ...
 
     def submit(self, features: WindowFeatures) -> Future[Logits]:
-        """Hand one window over, shape (3, num_ceps, num_frames); its logits come in the future.
+        """Hand one window over, shape (3, num_rows, num_frames); its logits come in the future.
 
         Never raises: what is wrong comes in the future, too, as a ModelError. Cancelling the future
         works until scoring has begun.

@@ -9,23 +9,51 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_config
+from typing import NamedTuple, TypeAlias
 
 from msgspec import UNSET
 from msgspec.structs import replace
 from numpy.typing import ArrayLike
 
-from streamer.arrays import Samples
+from streamer.alerts import AlertRule, AlertWatch, check_labels, check_rules
 from streamer.audio import AudioFormat, Decoder
 from streamer.card import Card
 from streamer.errors import ConfigError, ScoreError, SerStreamError
-from streamer.events import Error, Event, Ready, ReadyChannel, Summary
+from streamer.events import ROLES as ROLES
+from streamer.events import ChannelEvent, Error, Event, Ready, ReadyChannel, Summary
 from streamer.session import OrderedEvent, Session, SessionConfig, SkipReason, Window
+from streamer.talk_over import TalkOverWatch
 
-ROLES = ("customer", "agent")
 NOTICE = (
     "Emotion inference is running on the channels marked as analysed; the people on them must be "
     "told. Agents are not analysed unless the operator has turned that on."
 )
+
+
+class Lost(NamedTuple):
+    """Audio that never arrived, in its place among the chunks.
+
+    ``num_samples`` are at 16 kHz, of one channel, or of each where ``channel`` is None.
+    """
+
+    num_samples: int
+    reason: str
+    channel: int | None = None
+
+
+class TrackChunk(NamedTuple):
+    """Bytes of one channel alone, for a call whose channels come as tracks of their own."""
+
+    channel: int
+    data: bytes
+
+
+Chunk: TypeAlias = bytes | Lost
+"""Bytes of all channels, interleaved, or the news that some were lost."""
+
+CallInput: TypeAlias = Chunk | TrackChunk
+"""What a call may be fed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +61,14 @@ class CallConfig:
     """What is fixed when a call begins.
 
     ``roles`` names who speaks on each channel, customers where it is empty. An agent's emotion is
-    inferred only with ``analyse_agents``. ``source`` is the file that the audio comes from.
+    inferred only with ``analyse_agents``. ``source`` is the file that the audio comes from. With
+    ``as_tracks`` the channels are not interleaved: each chunk is of one of them. A call that goes
+    on where another process left off begins at ``start_sample`` (16 kHz) with ``first_seq``.
+    ``alerts`` are told of each channel whose role they are for and whose emotion is inferred.
 
     Raises:
-        ConfigError: an unknown role, or as many roles as there are not channels.
+        ConfigError: an unknown role, as many roles as there are not channels, a negative start, or
+            alerts that :func:`streamer.alerts.check_rules` refuses.
     """
 
     audio: AudioFormat = field(default_factory=AudioFormat)
@@ -45,8 +77,17 @@ class CallConfig:
     session: SessionConfig = field(default_factory=SessionConfig)
     session_id: str = "local"
     source: str | None = None
+    as_tracks: bool = False
+    start_sample: int = 0
+    first_seq: int = 0
+    alerts: tuple[AlertRule, ...] = ()
 
     def __post_init__(self) -> None:
+        check_rules(self.alerts, analyse_agents=self.analyse_agents)
+        if self.start_sample < 0 or self.first_seq < 0:
+            raise ConfigError(
+                f"a start at sample {self.start_sample}, event {self.first_seq}: expected 0 or more"
+            )
         for role in self.roles:
             if role not in ROLES:
                 raise ConfigError(f"role {role!r}: expected one of {', '.join(ROLES)}")
@@ -64,12 +105,21 @@ class Call:
     Args:
         card: the card of the model that will score.
         config: audio format, roles, what is analysed.
+
+    Raises:
+        ConfigError: an alert for a label that the model does not have.
     """
 
     def __init__(self, card: Card, config: CallConfig) -> None:
+        check_labels(config.alerts, card.labels)
         self.card = card
         self.config = config
-        self._decoder = Decoder(config.audio)
+        track = replace_config(config.audio, channels=1)
+        self._decoders = (
+            [Decoder(track) for _ in range(config.audio.channels)]
+            if config.as_tracks
+            else [Decoder(config.audio)]
+        )
         roles = config.roles or ("customer",) * config.audio.channels
         self.sessions = [
             Session(
@@ -78,20 +128,30 @@ class Call:
                 channel=channel,
                 role=role,
                 analyse=role != "agent" or config.analyse_agents,
+                start_sample=config.start_sample,
             )
             for channel, role in enumerate(roles)
         ]
+        self._alerts = [
+            AlertWatch(
+                rule
+                for rule in config.alerts
+                if session.analysed and rule.role in (None, session.role)
+            )
+            for session in self.sessions
+        ]
+        self._talk_over = TalkOverWatch(config.session.vad)
         self._queues: list[deque[OrderedEvent]] = [deque() for _ in self.sessions]
-        self._marks: deque[tuple[int, float]] = deque()
+        self._marks: list[deque[tuple[int, float]]] = [deque() for _ in self.sessions]
         self._max_lag_ms = 0.0
         self._fault: SerStreamError | None = None
-        self._seq = 0
+        self._seq = config.first_seq
         self._has_begun = self._has_ended = self._has_finished = False
 
     @property
     def num_samples(self) -> int:
-        """Samples of each channel's time so far."""
-        return self.sessions[0].num_samples
+        """Samples of the call's time so far, of the channel that is furthest."""
+        return max(session.num_samples for session in self.sessions)
 
     @property
     def is_speaking(self) -> bool:
@@ -113,24 +173,31 @@ class Call:
         """Whether the summary has been returned: nothing more will come."""
         return self._has_finished
 
-    def receive(self, chunk: bytes | bytearray | memoryview, now_s: float) -> None:
+    def receive(
+        self, chunk: bytes | bytearray | memoryview, now_s: float, channel: int = 0
+    ) -> None:
         """Take bytes of the call's format, cut anywhere, that arrived at ``now_s`` (any clock).
 
-        Bytes that are not audio (NaN, say) end the call with a fatal ``error`` event after
-        everything that came before them; later bytes are ignored.
+        ``channel`` is whose they are in a call of tracks. Bytes that are not audio (NaN, say) end
+        the call with a fatal ``error`` event after everything that came before them; later bytes
+        are ignored.
         """
         if self._has_ended:
             return
-        for channel, samples in self._decoder.receive(chunk):
-            self._feed(channel, samples)
+        decoder = self._decoders[channel]
+        for place, samples in decoder.receive(chunk):
+            self.sessions[channel + place].receive_audio(samples)
         self._mark(now_s)
-        if self._decoder.fault is not None:
-            self.fail(self._decoder.fault, now_s)
+        if decoder.fault is not None:
+            self.fail(decoder.fault, now_s)
 
-    def receive_gap(self, num_samples: int, reason: str) -> None:
-        """Learn that the next ``num_samples`` (at the card's rate, each channel) were lost."""
-        if not self._has_ended:
-            for session in self.sessions:
+    def receive_gap(self, num_samples: int, reason: str, channel: int | None = None) -> None:
+        """Learn that the next ``num_samples`` (at the card's rate) of one, or each, were lost."""
+        if self._has_ended:
+            return
+        self._receive_tails(channel)
+        for session in self.sessions:
+            if channel is None or session.channel == channel:
                 session.receive_gap(num_samples, reason)
 
     def receive_end(self, now_s: float) -> None:
@@ -138,12 +205,13 @@ class Call:
         if self._has_ended:
             return
         self._has_ended = True
-        for channel, samples in self._decoder.receive_end():
-            self._feed(channel, samples)
-        for session in self.sessions:
+        for channel, decoder in enumerate(self._decoders):
+            for place, samples in decoder.receive_end():
+                self.sessions[channel + place].receive_audio(samples)
+            self._fault = self._fault or decoder.fault
+        for session, marks in zip(self.sessions, self._marks, strict=True):
             session.receive_end()
-        self._marks.append((self.num_samples + 1, now_s))
-        self._fault = self._fault or self._decoder.fault
+            marks.append((session.num_samples + 1, now_s))
 
     def fail(self, fault: SerStreamError, now_s: float) -> None:
         """End the call because of a fault in its audio or its source; what was received counts."""
@@ -171,10 +239,11 @@ class Call:
         while (channel := self._next_channel()) is not None:
             order, event = self._queues[channel].popleft()
             if not isinstance(event, Error):
-                lag_ms = self._lag_ms(order, now_s)
+                lag_ms = self._lag_ms(channel, order, now_s)
                 self._max_lag_ms = max(self._max_lag_ms, lag_ms)
                 event = replace(event, lag_ms=lag_ms)
             events.append(self._number(event))
+            events += map(self._number, self._consequences(channel, order, event))
         self._forget_marks()
         if self._has_ended and not self._has_finished and not self.num_outstanding:
             self._has_finished = True
@@ -184,6 +253,16 @@ class Call:
             events.append(self._number(self._summary()))
         return events
 
+    def _receive_tails(self, channel: int | None) -> None:
+        """Take what decoders hold back, of one channel or each: it is from before the gap."""
+        for first, decoder in enumerate(self._decoders):
+            if channel in (None, first) or len(self._decoders) < len(self.sessions):
+                for place, samples in decoder.receive_gap():
+                    self.sessions[first + place].receive_audio(samples)
+        for session, marks in zip(self.sessions, self._marks, strict=True):
+            if marks:  # it arrived when the last bytes did
+                marks[-1] = max(marks[-1][0], session.num_samples), marks[-1][1]
+
     def _session_of(self, window: Window) -> Session:
         if window.channel >= len(self.sessions):
             raise ScoreError(
@@ -191,9 +270,6 @@ class Call:
                 f"handed out here, of {len(self.sessions)} channels"
             )
         return self.sessions[window.channel]
-
-    def _feed(self, channel: int, samples: Samples) -> None:
-        self.sessions[channel].receive_audio(samples)
 
     def _next_channel(self) -> int | None:
         """The channel whose next event is first in the audio; none while another could precede."""
@@ -206,27 +282,32 @@ class Call:
                 return None
         return first[1]
 
+    def _consequences(self, channel: int, order: int, event: ChannelEvent) -> list[Event]:
+        """What the call tells because of an event, right after it: talk-overs, alerts."""
+        due_s = order / self.card.features.sample_rate
+        return [*self._talk_over.receive(event, due_s), *self._alerts[channel].receive(event)]
+
     def _mark(self, now_s: float) -> None:
         # The first time counts: bytes that complete no block made nothing due.
-        if not self._marks or self._marks[-1][0] < self.num_samples:
-            self._marks.append((self.num_samples, now_s))
+        for session, marks in zip(self.sessions, self._marks, strict=True):
+            if not marks or marks[-1][0] < session.num_samples:
+                marks.append((session.num_samples, now_s))
 
-    def _lag_ms(self, order: int, now_s: float) -> float:
+    def _lag_ms(self, channel: int, order: int, now_s: float) -> float:
         """Milliseconds since the sample arrived that made an event of this order due."""
-        while len(self._marks) > 1 and self._marks[0][0] < order:
-            self._marks.popleft()
-        if not self._marks:  # the call began with a gap: nothing has arrived
+        marks = self._marks[channel]
+        while len(marks) > 1 and marks[0][0] < order:
+            marks.popleft()
+        if not marks:  # the channel began with a gap: nothing has arrived
             return 0.0
-        return round(max(0.0, (now_s - self._marks[0][1]) * 1000.0), 1)
+        return round(max(0.0, (now_s - marks[0][1]) * 1000.0), 1)
 
     def _forget_marks(self) -> None:
         """Drop the arrival times that no event to come can need: silence must not pile them up."""
-        oldest = min(
-            queue[0].order if queue else session.horizon
-            for session, queue in zip(self.sessions, self._queues, strict=True)
-        )
-        while len(self._marks) > 1 and self._marks[0][0] < oldest:
-            self._marks.popleft()
+        for session, queue, marks in zip(self.sessions, self._queues, self._marks, strict=True):
+            oldest = queue[0].order if queue else session.horizon
+            while len(marks) > 1 and marks[0][0] < oldest:
+                marks.popleft()
 
     def _number(self, event: Event) -> Event:
         seq, self._seq = self._seq, self._seq + 1
@@ -256,5 +337,6 @@ class Call:
         return Summary(
             duration_s=round(self.num_samples / self.card.features.sample_rate, 3),
             max_lag_ms=self._max_lag_ms,
+            talk_over_s=self._talk_over.total_s,
             channels=tuple(session.summary() for session in self.sessions),
         )

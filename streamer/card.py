@@ -21,6 +21,9 @@ CARD_KEY = "ser_stream_card"
 
 CARD_VERSION = 1
 
+UNCERTAIN = "uncertain"
+"""Said in a label's place where no score is high enough; scores never have it."""
+
 
 class Calibration(Struct, frozen=True, kw_only=True):
     """Temperatures, from validation speakers, for a window, for smoothed scores, for a turn."""
@@ -28,6 +31,16 @@ class Calibration(Struct, frozen=True, kw_only=True):
     window: float = 1.0
     smoothed: float = 1.0
     turn: float = 1.0
+
+
+class Rejection(Struct, frozen=True, kw_only=True):
+    """Calibrated top scores below which the label is UNCERTAIN; 0 is never.
+
+    From the risk-coverage curves of validation speakers, for smoothed scores and for a turn's.
+    """
+
+    smoothed: float = 0.0
+    turn: float = 0.0
 
 
 class Corpus(Struct, frozen=True, kw_only=True):
@@ -51,6 +64,7 @@ class Card(Struct, frozen=True, kw_only=True):
     normalization: NormalizationConfig | None
     window: WindowConfig
     calibration: Calibration
+    rejection: Rejection = Rejection()
     data: tuple[Corpus, ...]
     licence: str
     training: dict[str, Any] = {}
@@ -58,8 +72,8 @@ class Card(Struct, frozen=True, kw_only=True):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Shape of one window: (3, num_ceps, num_frames)."""
-        return (3, self.features.num_ceps, self.window.num_frames)
+        """Shape of one window: (3, num_rows, num_frames)."""
+        return (3, self.features.num_rows, self.window.num_frames)
 
 
 def encode_card(card: Card) -> str:
@@ -85,14 +99,19 @@ def decode_card(text: str | None, origin: str) -> Card:
         raise CardError(f"{origin}: card version {card.version}: expected {CARD_VERSION}")
     if len(set(card.labels)) != len(card.labels) or len(card.labels) < 2:
         raise CardError(f"{origin}: labels {card.labels}: expected two or more different ones")
+    if UNCERTAIN in card.labels:
+        raise CardError(f"{origin}: labels {card.labels}: expected none called {UNCERTAIN!r}")
+    thresholds = (card.rejection.smoothed, card.rejection.turn)
+    if not all(0 <= value < 1 for value in thresholds):
+        raise CardError(f"{origin}: rejection below {thresholds}: expected 0 or more, less than 1")
     temperatures = (card.calibration.window, card.calibration.smoothed, card.calibration.turn)
     if not all(0.01 <= value <= 100 for value in temperatures):
         raise CardError(f"{origin}: temperatures {temperatures}: expected 0.01 to 100")
     if card.features.sample_rate != 16000:
         raise CardError(f"{origin}: features at {card.features.sample_rate} Hz: expected 16000")
-    if card.normalization and len(card.normalization.mean) != card.features.num_ceps:
+    if card.normalization and len(card.normalization.mean) > card.features.num_rows:
         raise CardError(
             f"{origin}: a normalisation mean of {len(card.normalization.mean)} coefficients: "
-            f"expected {card.features.num_ceps}"
+            f"expected at most {card.features.num_rows}"
         )
     return card

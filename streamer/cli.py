@@ -25,14 +25,14 @@ from rich.console import Console
 
 from streamer.audio import SAMPLE_RATE, AudioFormat, Decoder
 from streamer.batching import Batcher, Scorer
-from streamer.call import Call, CallConfig
-from streamer.drivers import Chunk, Lost, recognize
+from streamer.call import Call, CallConfig, Chunk, Lost
+from streamer.drivers import recognize
 from streamer.errors import SerStreamError, SourceError
 from streamer.events import Error, Event, Ready, Summary, event_schema
 from streamer.live_view import LiveView
 from streamer.microphone import Microphone, list_devices
 from streamer.model import Model
-from streamer.options import serve_options, stream_options
+from streamer.options import stream_options
 from streamer.session import Session, SessionConfig
 from streamer.sources import file_chunks, paced, stdin_chunks
 from streamer.terminal import (
@@ -251,25 +251,10 @@ def main_serve(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, with 2 for usage and 0 for ``--help`` and ``--version``.
     """
-    options = serve_options(arguments)
     # Here, so that ser-stream does not wait for the import of a web server.
-    from streamer.server import ServerConfig, serve
+    from streamer.server_command import main
 
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(message)s", level=options.log_level.upper()
-    )
-    try:
-        config = ServerConfig(
-            host=options.host,
-            port=options.port,
-            max_calls=options.max_calls,
-            max_connections=max(ServerConfig.max_connections, 5 * options.max_calls),
-            analyse_agents=options.analyse_agents,
-            session=SessionConfig(step_s=options.step_ms / 1000),
-        )
-        return serve(config, options.model, options.provider)
-    except SerStreamError as error:
-        return _refuse("ser-serve", str(error))
+    return main(arguments)
 
 
 def _stream(options: argparse.Namespace, interruption: _Interruption) -> bool:

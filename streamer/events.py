@@ -13,6 +13,9 @@ from msgspec import UNSET, Struct, UnsetType
 
 SCHEMA_VERSION = 1
 
+ROLES = ("customer", "agent")
+"""Who may speak on a channel."""
+
 
 class ChannelFields(Struct, frozen=True, kw_only=True):
     """What every event carries.
@@ -78,7 +81,8 @@ class Emotion(TimedFields, frozen=True, kw_only=True, tag_field="type", tag="emo
     """One window's answer.
 
     ``scores`` are smoothed over time, ``raw`` the window's own; both calibrated, by label, of sum
-    1. ``label`` is steadied. ``speech`` is the share of speech in the window; ``warming_up`` holds
+    1. ``label`` is steadied; it is ``uncertain`` where no score reaches the card's threshold,
+    ``scores`` never has that. ``speech`` is the share of speech in the window; ``warming_up`` holds
     until a turn has filled a whole window. ``start_s`` to ``end_s`` is the audio that was heard.
     """
 
@@ -94,7 +98,8 @@ class Emotion(TimedFields, frozen=True, kw_only=True, tag_field="type", tag="emo
 class Turn(TimedFields, frozen=True, kw_only=True, tag_field="type", tag="turn"):
     """Speech between two pauses is over: the average of its full windows, or else its last one.
 
-    ``windows`` tells how many windows were averaged.
+    ``windows`` tells how many windows were averaged. ``label`` is ``uncertain`` where no score
+    reaches the card's threshold; ``scores`` never has that.
     """
 
     start_s: float
@@ -120,6 +125,30 @@ class Lag(TimedFields, frozen=True, kw_only=True, tag_field="type", tag="lag"):
     reason: str
 
 
+class TalkOver(ChannelFields, frozen=True, kw_only=True, tag_field="type", tag="talk_over"):
+    """Turns of two channels overlapped from ``start_s`` to ``end_s``, for 0.3 s or more.
+
+    A turn runs on through its pauses of less than the hang-over.
+    """
+
+    start_s: float
+    end_s: float
+
+
+class Alert(TimedFields, frozen=True, kw_only=True, tag_field="type", tag="alert"):
+    """A rule was met: ``label`` scored high from ``start_s`` to ``end_s``, which is now.
+
+    ``probability`` is the mean of the label's smoothed scores over that stretch. It follows the
+    ``emotion`` that met the rule, and has its ``lag_ms``.
+    """
+
+    rule: str
+    label: str
+    probability: float
+    start_s: float
+    end_s: float
+
+
 class Error(ChannelFields, frozen=True, kw_only=True, tag_field="type", tag="error"):
     """Something went wrong; after a ``fatal`` one nothing but the summary follows."""
 
@@ -129,7 +158,10 @@ class Error(ChannelFields, frozen=True, kw_only=True, tag_field="type", tag="err
 
 
 class ChannelSummary(Struct, frozen=True, kw_only=True):
-    """What one channel came to. ``labels`` is the share of its turns' time by label."""
+    """What one channel came to. ``labels`` is the share of its turns' time by label.
+
+    ``uncertain`` is among them: the share of turns in which no score reached the card's threshold.
+    """
 
     channel: int
     role: str
@@ -144,17 +176,21 @@ class ChannelSummary(Struct, frozen=True, kw_only=True):
 
 
 class Summary(ChannelFields, frozen=True, kw_only=True, tag_field="type", tag="summary"):
-    """The call is over, and complete unless an ``error`` says otherwise."""
+    """The call is over, and complete unless an ``error`` says otherwise.
+
+    ``talk_over_s`` is the time of all ``talk_over`` events together.
+    """
 
     duration_s: float
     max_lag_ms: float
+    talk_over_s: float = 0.0
     channels: tuple[ChannelSummary, ...]
 
 
 ChannelEvent: TypeAlias = Speech | Emotion | Turn | Gap | Lag | Error
-Event: TypeAlias = Ready | Speech | Emotion | Turn | Gap | Lag | Error | Summary
+Event: TypeAlias = Ready | Speech | Emotion | Turn | Gap | Lag | TalkOver | Alert | Error | Summary
 EventType: TypeAlias = Literal[
-    "ready", "speech", "emotion", "turn", "gap", "lag", "error", "summary"
+    "ready", "speech", "emotion", "turn", "gap", "lag", "talk_over", "alert", "error", "summary"
 ]
 
 _encoder = msgspec.json.Encoder()

@@ -3,8 +3,9 @@
 26 MFCC from 40 ms Hamming windows every 10 ms (Liu et al. 2023, section 2.1). What the paper leaves
 open is fixed here: power spectrum of 1024 points, 40 mel bands on the HTK scale (triangles linear
 in Hz, peak 1), natural log with a fixed floor, orthonormal DCT-II, c0 kept, no pre-emphasis, frames
-not centred. Deltas are the regression deltas of the HTK book (section 5.9, window 2) with the edge
-frame replicated at either end of the stream.
+not centred. With ``num_pitch``, rows of :mod:`streamer.pitch` stand below the coefficients. Deltas
+are the regression deltas of the HTK book (section 5.9, window 2) with the edge frame replicated at
+either end of the stream.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from streamer.arrays import Frames, Samples
 from streamer.errors import AudioError, ConfigError
+from streamer.pitch import LOW_HZ, PitchTracker
 
 _BLOCK_FRAMES = 32
 """Frames transformed at once: what fits the cache, a third of the time of 256 at once."""
@@ -41,6 +43,11 @@ class FeatureConfig:
     mel_high_hz: float = 7600.0
     energy_floor: float = 1e-10
     delta_window: int = 2
+    num_pitch: int = 0
+    """Rows under the coefficients: 0; 2, pitch and voicing; 3, pitch once more.
+
+    Channel normalisation makes the first one relative to the speaker; the third is left as it is.
+    """
 
     def __post_init__(self) -> None:
         if not 0 <= self.mel_low_hz < self.mel_high_hz <= self.sample_rate / 2:
@@ -58,10 +65,27 @@ class FeatureConfig:
                 f"{self.num_ceps} coefficients of {self.num_mel} bands, delta window "
                 f"{self.delta_window}: expected 0 < coefficients <= bands and a window of 1 or more"
             )
+        if self.num_pitch not in (0, 2, 3):
+            raise ConfigError(f"{self.num_pitch} pitch rows: expected 0, 2 or 3")
+        if self.num_pitch and self.sample_rate / LOW_HZ + 2 > self.fft_length - self.frame_length:
+            raise ConfigError(
+                f"an FFT of {self.fft_length} for frames of {self.frame_length} samples: expected "
+                f"{self.sample_rate / LOW_HZ:.0f} more than the frame, the longest pitch period"
+            )
         if not 0 < self.energy_floor < float("inf"):
             raise ConfigError(
                 f"energy floor of {self.energy_floor:g}: expected a positive, finite number"
             )
+
+    @property
+    def num_rows(self) -> int:
+        """Numbers of one frame, and of its delta, and of its delta-delta."""
+        return self.num_ceps + self.num_pitch
+
+    @property
+    def num_channel_rows(self) -> int:
+        """Rows that a channel's mean is taken from: the coefficients and the first of pitch."""
+        return self.num_ceps + (self.num_pitch > 0)
 
     @property
     def frame_shift_s(self) -> float:
@@ -126,10 +150,15 @@ class FeatureStream:
         self._tail = np.zeros(0, np.float64)
         self._taper = np.hamming(config.frame_length)
         self._bands = _sparse_bands(config)
-        self._delta = _DeltaStream(config.delta_window, config.num_ceps)
-        self._delta_delta = _DeltaStream(config.delta_window, config.num_ceps)
-        self._static_waiting = np.zeros((0, config.num_ceps), np.float64)
-        self._delta_waiting = np.zeros((0, config.num_ceps), np.float64)
+        self._pitch = (
+            PitchTracker(self._taper, config.fft_length, config.sample_rate)
+            if config.num_pitch
+            else None
+        )
+        self._delta = _DeltaStream(config.delta_window, config.num_rows)
+        self._delta_delta = _DeltaStream(config.delta_window, config.num_rows)
+        self._static_waiting = np.zeros((0, config.num_rows), np.float64)
+        self._delta_waiting = np.zeros((0, config.num_rows), np.float64)
 
     def receive(self, samples: Samples) -> Frames:
         """Take audio and return the frames that it completes.
@@ -138,7 +167,7 @@ class FeatureStream:
             samples: mono audio at ``config.sample_rate``, shape (n,), any n.
 
         Returns:
-            Frames of shape (m, 3, num_ceps): MFCC, delta, delta-delta.
+            Frames of shape (m, 3, num_rows): MFCC (and pitch), delta, delta-delta.
 
         Raises:
             AudioError: not one-dimensional.
@@ -149,7 +178,7 @@ class FeatureStream:
 
     def flush(self) -> Frames:
         """Return the last frames, their look-ahead replaced by the edge frame; ends the stream."""
-        return self._emit(np.zeros((0, self.config.num_ceps), np.float64), last=True)
+        return self._emit(np.zeros((0, self.config.num_rows), np.float64), last=True)
 
     def _static_frames(self, samples: Samples) -> NDArray[np.float64]:
         config = self.config
@@ -158,23 +187,28 @@ class FeatureStream:
         self._tail = audio[num_frames * config.frame_shift :].copy()
         self.num_frames_computed += num_frames
         if num_frames == 0:
-            return np.zeros((0, config.num_ceps), np.float64)
+            return np.zeros((0, config.num_rows), np.float64)
         cuts = np.lib.stride_tricks.sliding_window_view(audio, config.frame_length)
         cuts = cuts[:: config.frame_shift][:num_frames]
         blocks = [
-            self._mfcc(cuts[first : first + _BLOCK_FRAMES])
+            self._rows(cuts[first : first + _BLOCK_FRAMES])
             for first in range(0, num_frames, _BLOCK_FRAMES)
         ]
         return np.concatenate(blocks)
 
-    def _mfcc(self, cuts: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _rows(self, cuts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """One row a frame: its coefficients, then its pitch."""
         spectrum = scipy.fft.rfft(cuts * self._taper, self.config.fft_length, axis=1)
         power = spectrum.real**2 + spectrum.imag**2
         bins, weights, starts = self._bands
         energy = np.add.reduceat(power[:, bins] * weights, starts, axis=1)
         log_energy = np.log(np.maximum(energy, self.config.energy_floor))
         ceps = scipy.fft.dct(log_energy, type=2, norm="ortho", axis=1)
-        return np.ascontiguousarray(ceps[:, : self.config.num_ceps])
+        ceps = ceps[:, : self.config.num_ceps]
+        if self._pitch is None:
+            return np.ascontiguousarray(ceps)
+        pitch = self._pitch.receive(power)
+        return np.concatenate([ceps, pitch, pitch[:, : self.config.num_pitch - 2]], axis=1)
 
     def _emit(self, static: NDArray[np.float64], *, last: bool) -> Frames:
         delta = self._delta.receive(static, last=last)
@@ -189,9 +223,9 @@ class FeatureStream:
 class _DeltaStream:
     """Regression deltas of one stream (HTK book, Eq. 5.16), ``window`` frames behind its input."""
 
-    def __init__(self, window: int, num_ceps: int) -> None:
+    def __init__(self, window: int, num_rows: int) -> None:
         self._window = window
-        self._context = np.zeros((0, num_ceps), np.float64)
+        self._context = np.zeros((0, num_rows), np.float64)
         self._norm = 2.0 * sum(n * n for n in range(1, window + 1))
 
     def receive(self, rows: NDArray[np.float64], *, last: bool) -> NDArray[np.float64]:

@@ -52,10 +52,10 @@ class FrontEndConfig:
                 f"frame shift of {self.features.frame_shift} samples: expected one that divides "
                 f"the {block_length} of a block"
             )
-        if self.normalization and len(self.normalization.mean) != self.features.num_ceps:
+        if self.normalization and len(self.normalization.mean) > self.features.num_rows:
             raise ConfigError(
                 f"a normalisation mean of {len(self.normalization.mean)} coefficients: expected "
-                f"{self.features.num_ceps}"
+                f"at most {self.features.num_rows}"
             )
 
 
@@ -78,7 +78,7 @@ class SpeechEnd:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WindowCut:
-    """A window is due: its place, its features (3, num_ceps, num_frames), its share of speech."""
+    """A window is due: its place, its features (3, num_rows, num_frames), its share of speech."""
 
     position: int
     span: Span
@@ -118,7 +118,7 @@ class FrontEnd:
         self._normalizer = normalizer
         hang_over_frames = round(config.vad.hang_over_s / features.frame_shift_s)
         needed = config.window.num_frames + hang_over_frames + step_frames
-        self._frames = _FrameStore(history_frames or needed, features.num_ceps)
+        self._frames = _FrameStore(history_frames or needed, features.num_rows)
         self._block_length = self._detector.block_length
         self._step_samples = step_frames * features.frame_shift
         self._frames_per_block = self._block_length // features.frame_shift
@@ -269,9 +269,9 @@ class FrontEnd:
 class _FrameStore:
     """The newest frames by absolute number: at least ``capacity`` of them, at most twice that."""
 
-    def __init__(self, capacity: int, num_ceps: int) -> None:
+    def __init__(self, capacity: int, num_rows: int) -> None:
         self._capacity = capacity
-        self._frames = np.zeros((0, 3, num_ceps), np.float32)
+        self._frames = np.zeros((0, 3, num_rows), np.float32)
         self._is_speech = np.zeros(0, np.bool_)
         self.end = 0
 

@@ -1,26 +1,33 @@
-"""One WebSocket being heard: from its first message to its close, in whatever dialect."""
+"""One WebSocket: from its handshake to its close, in whatever dialect."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
-from streamer.batching import Scorer
-from streamer.call import Call, CallConfig
-from streamer.dialects import CloseCode, Dialect, End, Input, PeerError, Start
+from streamer.call import Lost, TrackChunk
+from streamer.dialects import (
+    Acknowledge,
+    CloseCode,
+    Dialect,
+    End,
+    Handshake,
+    Input,
+    PeerError,
+    Resume,
+    Start,
+)
 from streamer.dialects.native import NativeDialect
-from streamer.drivers import converse
-from streamer.errors import AudioError, ConfigError
-from streamer.events import Error, Event, Turn
-from streamer.session import SessionConfig
+from streamer.dialects.registry import NATIVE_PATH, DialectSecrets, dialect_name, make_dialect
+from streamer.events import Error, Event
+from streamer.hub import RETRY_S, Hub, log_line
+from streamer.live_call import MAX_UNTOLD, LiveCall
+from streamer.wire import GoneError, Wire
 
 _log = logging.getLogger("streamer.server")
 
@@ -28,25 +35,25 @@ _REST_S = 0.2
 """How long a call on which nobody speaks is left alone: how late a ``speech`` event may be told."""
 _AT_ONCE_S = 0.002
 """A message that was waited for longer than this was not there before."""
+_ACK_S = 1.0
+"""How often a native peer is told how much of its audio has arrived, at most."""
+_LAST_ACK_S = 1.0
+"""How long a peer that acknowledges events is waited for after the last one."""
+_FOR_EVER_S = 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveConfig:
-    """What holds for every call of a server; see :class:`streamer.server.ServerConfig`."""
+    """What holds for every connection of a server; see :class:`streamer.server.ServerConfig`."""
 
-    session: SessionConfig
-    analyse_agents: bool
-    min_step_s: float
-    idle_timeout_s: float
-    send_timeout_s: float
-
-
-class _Gone(Exception):
-    """The peer can be told nothing any more."""
+    min_step_s: float = 0.1
+    idle_timeout_s: float = 60.0
+    send_timeout_s: float = 30.0
+    secrets: DialectSecrets = field(default_factory=DialectSecrets)
 
 
 class _Stopping(PeerError):
-    """The server ends the call, as if its peer had."""
+    """The server ends the connection."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -56,153 +63,207 @@ class _Stopping(PeerError):
         )
 
 
-class LiveCall:
-    """One WebSocket being heard.
+class Connection:
+    """One WebSocket, which brings a call its audio and takes its events away.
 
-    Nothing is read while an event waits to be sent, so a peer that reads nothing is soon not read
-    from either, and what it may make the server keep is bounded.
+    What the peer sends is read here as fast as the call has room for it, what it is told is sent
+    by a second task. Where it does not read, its emotions grow stale and are passed over.
     """
 
-    def __init__(self, websocket: WebSocket, config: LiveConfig) -> None:
+    def __init__(self, websocket: WebSocket, hub: Hub, config: LiveConfig) -> None:
         self._socket = websocket
+        self._hub = hub
         self._config = config
-        self._session = secrets.token_hex(16)
-        self._dialect: Dialect = NativeDialect()
+        self._handshake = Handshake(
+            path=websocket.url.path,
+            query=tuple(websocket.query_params.multi_items()),
+            headers=tuple((name.lower(), value) for name, value in websocket.headers.items()),
+        )
+        self._is_native = self._handshake.path == NATIVE_PATH
+        self._dialect: Dialect = NativeDialect(Handshake(path=NATIVE_PATH))
         self._receiving: asyncio.Timeout | None = None
         self._silent_at_s = asyncio.get_running_loop().time() + config.idle_timeout_s
-        self._is_ending = self._is_abandoned = False
+        self._is_ending = self._is_abandoned = self._is_replaced = False
         self._task: asyncio.Task[Any] | None = None
-        self._fault: PeerError | None = None
-        self._fatal: Error | None = None
-        self._call: Call | None = None
-        self._num_events = self._num_turns = 0
+        self._live: LiveCall | None = None
+        self._seq = -1
+        self._wire = Wire(websocket, config.send_timeout_s)
+        self._news = asyncio.Event()
+        self._ack_due_s = asyncio.get_running_loop().time() + _ACK_S
+        self._is_ack_due = self._has_acknowledged = False
 
     def end(self) -> None:
-        """End the call as if its peer had: it gets its last events, then close 1001."""
+        """End it as soon as its call is over; at once, with 1001, where it has none yet."""
         self._is_ending = True
-        if self._receiving is not None and not self._receiving.expired():
+        if self._live is None and self._receiving is not None and not self._receiving.expired():
             self._receiving.reschedule(asyncio.get_running_loop().time())
 
     def abandon(self) -> None:
-        """End the call at once, whatever it waits for; its peer gets nothing more."""
+        """End it at once, whatever it waits for; the peer gets nothing more."""
         self._is_abandoned = True
         if self._task is not None:
             self._task.cancel()
 
-    async def refuse(self, code: str, message: str) -> None:
-        """Tell the peer in words that it is not heard now, and close with 1013."""
-        try:
-            await self._accept()
-            fault = PeerError(message, code=code, close_code=CloseCode.TRY_AGAIN_LATER)
-            await self._send_fault(fault)
-            self._log_line("call refused", reason=code)
-        except _Gone as gone:
-            self._log_line("call refused", reason=code, peer_left=str(gone))
+    def wake(self) -> None:
+        """There is something to tell; see :class:`streamer.live_call.Listener`."""
+        self._news.set()
 
-    async def run(self, scorer: Scorer) -> None:
+    def replace(self) -> None:
+        """The peer has come back on another connection."""
+        self._is_replaced = True
+        self._news.set()
+
+    async def run(self) -> None:
         """Hear the peer until it ends, errs or goes. Its faults end here."""
         self._task = asyncio.current_task()
+        reason, may_return = "internal", False
         try:
-            reason = await self._hear(scorer)
-        except _Gone as gone:
-            reason = str(gone)
+            reason = await self._hear()
+            # Nobody knows whether the last events arrived, unless they were acknowledged.
+            may_return = self._is_native and self._live is not None and not self._live.log.is_empty
+        except GoneError as gone:
+            reason, may_return = str(gone), self._is_native and not gone.has_hung_up
         except asyncio.CancelledError:
             if not self._is_abandoned:
                 raise
             reason = "abandoned"
         except Exception:  # noqa: BLE001 - a task's edge: one call's fault is that call's alone
-            _log.exception("call failed session=%s", self._session)
-            reason = "internal"
+            _log.exception("connection failed peer=%s", self._wire.peer)
             await self._apologise()
-        if self._call is None:
-            self._log_line("call end", reason=reason)
-            return
-        audio_s = self._call.num_samples / self._call.card.features.sample_rate
-        self._log_line(
-            "call end",
-            reason=reason,
-            audio_s=round(audio_s, 2),
-            turns=self._num_turns,
-            events=self._num_events,
-        )
+        finally:
+            if self._live is not None:
+                self._live.detach(self, reason, may_return=may_return)
+        if self._live is None:
+            log_line(
+                "connection end", peer=self._wire.peer, path=self._handshake.path, reason=reason
+            )
 
-    async def _hear(self, scorer: Scorer) -> str:
-        """Hear the whole call; return why it ended."""
-        await self._accept()
+    async def _hear(self) -> str:
+        """Do it all; return why it ended."""
         try:
-            self._dialect = NativeDialect(
-                self._socket.query_params.multi_items(),
+            self._dialect = make_dialect(
+                self._handshake,
                 min_step_ms=round(self._config.min_step_s * 1000),
+                secrets=self._config.secrets,
             )
-            inputs = await self._receive()
-            self._call = self._begin(inputs, scorer)
         except PeerError as fault:
-            await self._send_fault(fault)
-            return fault.code
-        chunks = self._chunks(inputs[1:])
-        conversation = cast(AsyncGenerator[Event], converse(self._call, chunks, scorer))
-        async with aclosing(conversation) as events:
-            async for event in events:
-                await self._send(event)
-        close_code, reason = self._verdict()
-        await self._close(close_code, reason)
-        return reason
-
-    def _begin(self, inputs: list[Input], scorer: Scorer) -> Call:
-        """Make the call that the peer's first message asks for."""
-        start = inputs[0]
-        assert isinstance(start, Start)
-        session = self._config.session
-        if start.step_s is not None:
-            session = replace(session, step_s=start.step_s)
+            if not self._is_native:  # it would not understand an event
+                await self._wire.deny(403, str(fault))
+                return fault.code
+            await self._wire.accept()
+            return await self._send_fault(fault)
+        if not self._is_native and (refusal := self._hub.refusal()) is not None:
+            code, sentence = refusal
+            await self._wire.deny(503, sentence, {"retry-after": str(RETRY_S)})
+            return code
+        await self._wire.accept()
         try:
-            config = CallConfig(
-                audio=start.audio,
-                roles=start.roles,
-                analyse_agents=self._config.analyse_agents,
-                session=session,
-                session_id=self._session,
-            )
-            call = Call(scorer.card, config)
-        except (AudioError, ConfigError) as error:
-            raise PeerError(str(error), code=error.code) from error
-        self._log_line(
-            "call start",
-            call_id=start.call_id,
-            encoding=start.audio.encoding,
-            rate=start.audio.sample_rate,
-            roles=",".join(session.role for session in call.sessions),
-        )
-        return call
+            self._refuse_if_hopeless()
+            inputs: list[Input] = []
+            while not inputs:  # some answer without any call: probes, pings
+                inputs = await self._receive()
+            self._live = live = await self._connect(inputs[0])
+        except PeerError as fault:
+            return await self._send_fault(fault)
+        listening = asyncio.create_task(self._listen(live, inputs[1:]))
+        listening.add_done_callback(lambda _: self._news.set())
+        try:
+            await self._tell(live, listening)
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+        if self._is_replaced:
+            await self._wire.close(CloseCode.POLICY, "replaced")
+            return "replaced"
+        await self._wire.close(live.close_code, live.reason)
+        return live.reason
 
-    async def _chunks(self, inputs: list[Input]) -> AsyncIterator[bytes]:
-        """Yield the peer's audio to its end; a fault of the peer ends it, too."""
+    # How it begins
+
+    def _refuse_if_hopeless(self) -> None:
+        """Refuse whoever comes while nobody can be served, not even who comes back."""
+        refusal = self._hub.refusal()
+        if refusal is not None and refusal[0] in ("stopping", "not_ready"):
+            code, sentence = refusal
+            raise PeerError(sentence, code=code, close_code=CloseCode.TRY_AGAIN_LATER)
+
+    async def _connect(self, first: Input) -> LiveCall:
+        """Begin the call that the first message asks for, or find it."""
+        if isinstance(first, Resume):
+            live = await self._hub.resume(first, peer=self._wire.peer)
+            self._seq, self._is_ack_due = first.seq, self._is_native
+        else:
+            assert isinstance(first, Start)
+            live = self._hub.begin(
+                first,
+                dialect=dialect_name(self._handshake.path),
+                peer=self._wire.peer,
+                may_return=self._is_native,
+            )
+        live.attach(self, self._seq)
+        return live
+
+    # What comes
+
+    async def _listen(self, live: LiveCall, inputs: list[Input]) -> None:
+        """Take the peer's messages to its end; its faults end the call, after what came before."""
         clock = asyncio.get_running_loop().time
         try:
             while True:
                 for item in inputs:
                     if isinstance(item, End):
-                        return
-                    assert isinstance(item, bytes)
-                    since_s = clock()
-                    yield item
-                    self._silent_at_s += clock() - since_s  # while we did not listen
+                        live.end("end")
+                        return await self._listen_on(live)
+                    await self._take(live, item)
                 since_s = clock()
                 inputs = await self._receive()
-                if clock() - since_s > _AT_ONCE_S and not isinstance(inputs[-1], End):
-                    await self._rest()
+                if clock() - since_s > _AT_ONCE_S and not (inputs and isinstance(inputs[-1], End)):
+                    await self._rest(live)
         except PeerError as fault:
-            self._fault = fault
-            if not isinstance(fault, _Stopping):
-                raise
+            if live.is_heard_by(self):
+                live.fail(fault)
+        await self._listen_on(live)
 
-    async def _rest(self) -> None:
+    async def _take(self, live: LiveCall, item: Input) -> None:
+        """Hand an input to the call, if it is still ours, as soon as it has room."""
+        if isinstance(item, Acknowledge):
+            self._acknowledge(live, item.seq)
+            return
+        assert isinstance(item, bytes | TrackChunk | Lost)
+        if not live.has_room:
+            since_s = asyncio.get_running_loop().time()
+            await live.room()
+            self._silent_at_s += asyncio.get_running_loop().time() - since_s  # we did not listen
+        if live.is_heard_by(self):
+            live.feed(item)
+
+    async def _listen_on(self, live: LiveCall) -> None:
+        """Go on when the audio is over, for acknowledgements: the rest is ignored."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._silent_at_s = loop.time() + _FOR_EVER_S
+            with suppress(PeerError):
+                for item in await self._receive():
+                    if isinstance(item, Acknowledge):
+                        self._acknowledge(live, item.seq)
+            await asyncio.sleep(0)
+
+    def _acknowledge(self, live: LiveCall, seq: int) -> None:
+        if seq > self._seq:
+            raise PeerError(f"an ack of event {seq}: expected at most {self._seq}, the newest sent")
+        if live.is_heard_by(self):
+            self._has_acknowledged = True
+            live.log.forget(seq)
+            if live.log.is_empty:
+                self._news.set()
+
+    async def _rest(self, live: LiveCall) -> None:
         """Let live audio gather for a while if nobody speaks.
 
         Waking for each 20 ms of silence would cost more than all that is done with it. Audio that
         is there at once, faster than it was spoken, never comes here.
         """
-        if self._call is not None and not self._call.is_speaking and not self._is_ending:
+        if not live.call.is_speaking and not self._is_ending:
             await asyncio.sleep(_REST_S)
 
     async def _receive(self) -> list[Input]:
@@ -210,24 +271,43 @@ class LiveCall:
 
         Raises:
             PeerError: it may not say that; or it has been silent for too long, or is to be ended.
-            _Gone: it left.
+            GoneError: it left.
         """
         message = await self._next_message()
         if message["type"] == "websocket.disconnect":
-            raise _Gone(f"disconnected {message['code']}")
+            # A close frame has a reason, be it empty; uvicorn calls a broken connection 1005, too.
+            has_hung_up = message["code"] in (1000, 1005) and message.get("reason") is not None
+            raise GoneError(f"disconnected {message['code']}", has_hung_up=has_hung_up)
         text, chunk = message.get("text"), message.get("bytes")
-        if text is not None:
-            return self._dialect.receive_text(text)
         if chunk:
             loop = asyncio.get_running_loop()
             self._silent_at_s = loop.time() + self._config.idle_timeout_s
-        else:
+        elif text is None:
             await asyncio.sleep(0)  # a flood of empty messages must not keep the loop
-        return self._dialect.receive_bytes(chunk or b"")
+        try:
+            if text is not None:
+                inputs = self._dialect.receive_text(text)
+                if any(isinstance(item, TrackChunk) for item in inputs):
+                    loop = asyncio.get_running_loop()
+                    self._silent_at_s = loop.time() + self._config.idle_timeout_s
+                return inputs
+            inputs = self._dialect.receive_bytes(chunk or b"")
+            self._note_progress()
+            return inputs
+        finally:
+            await self._queue_answers()
+
+    def _note_progress(self) -> None:
+        """Have the peer told once a second how much of its audio is here."""
+        now_s = asyncio.get_running_loop().time()
+        if self._is_native and self._live is not None and now_s >= self._ack_due_s:
+            self._ack_due_s = now_s + _ACK_S
+            self._is_ack_due = True
+            self._news.set()
 
     async def _next_message(self) -> dict[str, Any]:
         """Wait for a message, but not longer than a peer may be silent."""
-        if self._is_ending:
+        if self._is_ending and self._live is None:
             raise _Stopping
         try:
             async with asyncio.timeout_at(self._silent_at_s) as self._receiving:
@@ -235,7 +315,7 @@ class LiveCall:
             if asyncio.get_running_loop().time() > self._silent_at_s:  # it was there at once
                 raise TimeoutError
         except TimeoutError:
-            if self._is_ending:
+            if self._is_ending and self._live is None:
                 raise _Stopping from None
             raise PeerError(
                 f"no audio for {self._config.idle_timeout_s:g} s: expected some, silence too, or "
@@ -246,55 +326,69 @@ class LiveCall:
             self._receiving = None
         return cast(dict[str, Any], message)
 
-    async def _accept(self) -> None:
-        await self._within(self._socket.accept())
+    # What goes
+
+    async def _tell(self, live: LiveCall, listening: asyncio.Task[None]) -> None:
+        """Send what there is to send until the call is over, or somebody else is connected to it.
+
+        Raises:
+            GoneError: the peer left, or does not read.
+        """
+        is_last_call = False
+        while not self._is_replaced:
+            self._news.clear()
+            if self._is_ack_due and isinstance(self._dialect, NativeDialect):
+                self._is_ack_due = False
+                self._dialect.receive_progress(live.record.session, live.num_samples, self._seq)
+                self._wire.put(self._dialect.messages_to_send())
+            await self._wire.flush()
+            if listening.done():
+                listening.result()  # raises: it ends with the connection
+            event = self._next_event(live)
+            if event is not None:
+                await self._send(event)
+                if live.is_heard_by(self):
+                    live.told(self._seq)
+            elif not live.is_over:
+                await self._news.wait()
+            elif live.log.is_empty or not self._has_acknowledged or is_last_call:
+                return
+            else:  # who acknowledges everything need not be able to come back
+                is_last_call = True
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), _LAST_ACK_S)
+
+    def _next_event(self, live: LiveCall) -> Event | None:
+        """Return the event to be told next; stale emotions are passed over for a slow reader."""
+        if self._seq + 1 < live.log.first_seq:
+            raise GoneError("slow_reader")
+        is_slow = live.is_paced and live.log.num_untold > MAX_UNTOLD
+        event = live.log.next_after(self._seq, skip_stale=is_slow)
+        if event is not None:
+            self._seq = event.seq
+        return event
 
     async def _send(self, event: Event) -> None:
-        self._num_events += 1
-        if isinstance(event, Turn):
-            self._num_turns += 1
-        elif isinstance(event, Error) and event.fatal:
-            self._fatal = event
-        text = self._dialect.message_of(event)
-        if text is not None:
-            await self._within(self._socket.send_text(text))
+        self._dialect.receive_event(event)
+        self._wire.put(self._dialect.messages_to_send())
+        await self._wire.flush()
 
-    async def _send_fault(self, fault: PeerError) -> None:
-        error = Error(seq=self._num_events, code=fault.code, message=str(fault), fatal=True)
-        await self._send(error)
-        await self._close(fault.close_code, fault.code)
+    async def _queue_answers(self) -> None:
+        """Have the answers to a message sent; wait while the peer takes none."""
+        has_some = self._wire.put(self._dialect.messages_to_send())
+        if self._live is None:
+            await self._wire.flush()
+        elif has_some:
+            self._news.set()
+            await self._wire.room()
 
-    async def _close(self, code: CloseCode, reason: str) -> None:
-        await self._within(self._socket.close(code, "" if reason == "end" else reason))
-
-    async def _within(self, sending: Any) -> None:
-        """Send, in bounded time."""
-        try:
-            async with asyncio.timeout(self._config.send_timeout_s):
-                await sending
-        except TimeoutError:
-            raise _Gone("slow_reader") from None
-        except (OSError, RuntimeError, WebSocketDisconnect):  # whatever this server calls it
-            raise _Gone("disconnected") from None
+    async def _send_fault(self, fault: PeerError) -> str:
+        await self._send(Error(seq=0, code=fault.code, message=str(fault), fatal=True))
+        await self._wire.close(fault.close_code, fault.code)
+        return fault.code
 
     async def _apologise(self) -> None:
         message = "the server failed, and has logged how: expected nothing of the kind"
         fault = PeerError(message, code="internal", close_code=CloseCode.INTERNAL)
-        with suppress(_Gone):
-            await self._send_fault(fault)
-
-    def _verdict(self) -> tuple[CloseCode, str]:
-        """Why the call ended, once it is over."""
-        if self._fault is not None:
-            return self._fault.close_code, self._fault.code
-        if self._fatal is not None:
-            is_peers = self._fatal.code == AudioError.code
-            return CloseCode.INVALID_DATA if is_peers else CloseCode.INTERNAL, self._fatal.code
-        return CloseCode.NORMAL, "end"
-
-    def _log_line(self, what: str, **fields: object) -> None:
-        client = self._socket.client
-        peer = "unknown" if client is None else f"{client.host}:{client.port}"
-        words = [f"session={self._session}", f"peer={peer}"]
-        words += [f"{name}={json.dumps(value)}" for name, value in fields.items() if value != ""]
-        _log.info("%s %s", what, " ".join(words))
+        with suppress(GoneError):
+            await self._wire.close(fault.close_code, fault.code)

@@ -16,7 +16,19 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from streamer.events import Emotion, Error, Event, Gap, Lag, Ready, Speech, Summary, Turn
+from streamer.events import (
+    Alert,
+    Emotion,
+    Error,
+    Event,
+    Gap,
+    Lag,
+    Ready,
+    Speech,
+    Summary,
+    TalkOver,
+    Turn,
+)
 from streamer.terminal import (
     LEVEL_MIN_DBFS,
     channel_line,
@@ -29,7 +41,13 @@ from streamer.terminal import (
 REFRESH_S = 0.1
 """Seconds between two drawings, at least."""
 
-_STYLES = {"angry": "red", "happy": "green", "neutral": "cyan", "sad": "blue"}
+_STYLES = {
+    "angry": "red",
+    "happy": "green",
+    "neutral": "cyan",
+    "sad": "blue",
+    "uncertain": "bright_black",
+}
 _BLOCK_WIDTH = 18
 _METER_WIDTH = 10
 _NUM_KEPT = 100
@@ -90,6 +108,8 @@ class LiveView:
                 self._keep(self._summary(event))
             case Error():
                 self._keep(Text(event_line(event, self._names), "red"))
+            case TalkOver():
+                self._keep(Text(event_line(event, self._names), "yellow"))
             case _:
                 self._take(event)
         self._draw()
@@ -147,7 +167,7 @@ class LiveView:
         )
         self._live.start()
 
-    def _take(self, event: Speech | Emotion | Turn | Gap | Lag) -> None:
+    def _take(self, event: Speech | Emotion | Turn | Gap | Lag | Alert) -> None:
         assert event.channel is not None
         channel = self._channels[event.channel]
         channel.lag_ms, channel.dropped = event.lag_ms, event.dropped
@@ -162,6 +182,8 @@ class LiveView:
                 self._keep(line)
             case Gap() | Lag():
                 self._keep(Text(event_line(event, self._names), "yellow"))
+            case Alert():
+                self._keep(Text(event_line(event, self._names), "bold red"))
 
     def _keep(self, line: RenderableType) -> None:
         self._kept.append(line)

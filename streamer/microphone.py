@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streamer.audio import SAMPLE_RATE, SAMPLE_RATE_MAX, SAMPLE_RATE_MIN, AudioFormat
-from streamer.drivers import Chunk, Lost
+from streamer.call import Chunk, Lost
 from streamer.errors import SourceError
 
 if TYPE_CHECKING:

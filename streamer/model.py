@@ -49,7 +49,7 @@ class Scores(NamedTuple):
 
 
 class Golden(NamedTuple):
-    """Windows (n, 3, num_ceps, num_frames) and the logits (n, num_labels) that they must give."""
+    """Windows (n, 3, num_rows, num_frames) and the logits (n, num_labels) that they must give."""
 
     inputs: NDArray[np.float32]
     logits: NDArray[np.float32]
@@ -144,7 +144,7 @@ class Model:
         return model
 
     def score(self, batch: NDArray[np.float32]) -> Scores:
-        """Score windows, shape (n, 3, num_ceps, num_frames), float32, n >= 1.
+        """Score windows, shape (n, 3, num_rows, num_frames), float32, n >= 1.
 
         Rows do not depend on each other. A window that is not finite may well get finite logits, as
         a ReLU can swallow a NaN: it is for the caller to refuse it.

@@ -20,7 +20,8 @@ from streamer.errors import ConfigError
 class NormalizationConfig:
     """How fast a channel's mean is believed; part of the card.
 
-    The card's ``mean`` (one number a coefficient) counts as ``prior_frames`` speech frames; once
+    The card's ``mean`` (one number a row, for the first rows; those without one, such as voicing,
+    are left as they are) counts as ``prior_frames`` speech frames; once
     ``memory_frames`` have been heard the mean forgets exponentially with that time constant.
 
     Raises:
@@ -46,6 +47,7 @@ class CausalNormalizer:
         self._prior = config.prior_frames
         self._memory = config.memory_frames
         self._seed: NDArray[np.float64] = np.array(config.mean, np.float64)
+        self._total = np.zeros_like(self._seed)
         self._offset = np.zeros_like(self._seed)
         self.num_speech_frames = 0
         """Speech frames heard; the weight of the channel's own mean grows with it."""
@@ -54,17 +56,32 @@ class CausalNormalizer:
         """Return the frames less the channel's offset from the card's mean, as of each frame.
 
         Args:
-            frames: shape (n, 3, num_ceps), the stream's next ones.
+            frames: shape (n, 3, num_rows), the stream's next ones.
             is_speech: shape (n,); only these frames move the mean.
 
         Returns:
             A new array of the same shape; only its MFCC row differs.
         """
-        normalized = frames.copy()
-        for row, frame in enumerate(frames):
+        if not len(frames):
+            return frames.copy()
+        num_normalized = len(self._seed)
+        offsets = np.empty((len(frames), num_normalized))
+        deviations = frames[:, 0, :num_normalized] - self._seed
+        counts = self.num_speech_frames + np.cumsum(is_speech)
+        # A mean of all frames so far, up to where memory begins to fade. Sums are taken one by one,
+        # in order, so that no cut of the stream shows in their last bits.
+        young = int(np.searchsorted(counts, self._memory, side="right"))
+        if young:
+            steps = np.where(is_speech[:young, None], deviations[:young], 0.0)
+            totals = np.add.accumulate(np.concatenate([self._total[None], steps]), axis=0)[1:]
+            offsets[:young] = totals / np.maximum(counts[:young, None] + self._prior, 1)
+            self._total, self._offset = totals[-1], offsets[young - 1]
+        for row in range(young, len(frames)):
             if is_speech[row]:
-                self.num_speech_frames += 1
-                count = min(self.num_speech_frames, self._memory) + self._prior
-                self._offset += (frame[0] - self._seed - self._offset) / count
-            normalized[row, 0] -= self._offset
+                step = (deviations[row] - self._offset) / (self._memory + self._prior)
+                self._offset = self._offset + step
+            offsets[row] = self._offset
+        self.num_speech_frames = int(counts[-1])
+        normalized = frames.copy()
+        normalized[:, 0, :num_normalized] -= offsets
         return normalized

@@ -1,4 +1,4 @@
-"""What the commands can be told, and how they say so."""
+"""What ``ser-stream`` can be told, and how it says so."""
 
 from __future__ import annotations
 
@@ -45,24 +45,6 @@ agents:
   unless you say --analyse-agents. The EU forbids inferring the emotions of people
   at work (AI Act, Article 5(1)(f); medical and safety uses apart), and whoever's
   emotion is inferred must be told (Article 50(3))."""
-
-_SERVE_DESCRIPTION = """\
-Serve calls at /v1/stream: a WebSocket takes audio and gives events. /healthz and
-/readyz tell how the server is."""
-
-_SERVE_EPILOG = """\
-examples:
-  ser-serve
-  ser-serve --port 9000 --max-calls 50
-
-exit codes:
-  0  stopped by Ctrl-C or SIGTERM
-  1  the address cannot be listened on, or the server failed
-  2  usage, configuration or the model
-
-There are no tokens yet, so only loopback addresses are served.
-Agents' emotion is not inferred unless you say --analyse-agents, which the EU
-forbids for people at work: see ser-stream --help."""
 
 
 def stream_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -140,23 +122,21 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_analysis(parser: argparse.ArgumentParser, *, roles: bool = True) -> None:
-    """Add what both commands have."""
+def _add_analysis(parser: argparse.ArgumentParser) -> None:
     analysis = parser.add_argument_group("analysis")
-    if roles:
-        analysis.add_argument(
-            "--roles",
-            type=_roles,
-            default=(),
-            metavar="ROLE[,ROLE]",
-            help=f"who speaks on each channel: {' or '.join(ROLES)}; default: customers all",
-        )
+    analysis.add_argument(
+        "--roles",
+        type=_roles,
+        default=(),
+        metavar="ROLE[,ROLE]",
+        help=f"who speaks on each channel: {' or '.join(ROLES)}; default: customers all",
+    )
     analysis.add_argument(
         "--analyse-agents", action="store_true", help="infer agents' emotion, too; see below"
     )
     analysis.add_argument(
         "--step-ms",
-        type=_step_ms,
+        type=step_ms,
         default=250,
         metavar="MS",
         help="between two scores: 10 to 10000, a multiple of 10; default: %(default)s",
@@ -173,32 +153,6 @@ def _add_analysis(parser: argparse.ArgumentParser, *, roles: bool = True) -> Non
     )
 
 
-def serve_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return checked options; argparse's way out is SystemExit."""
-    parser = argparse.ArgumentParser(
-        prog="ser-serve",
-        description=_SERVE_DESCRIPTION,
-        epilog=_SERVE_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    server = parser.add_argument_group("server")
-    server.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    server.add_argument("--port", type=int, default=8765, help="default: %(default)s")
-    server.add_argument(
-        "--max-calls", type=int, default=200, metavar="N", help="at once; default: %(default)s"
-    )
-    server.add_argument(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        default="info",
-        help="default: %(default)s",
-    )
-    _add_analysis(parser, roles=False)
-    parser.add_argument("--version", action="version", version=f"ser-serve {__version__}")
-    return parser.parse_intermixed_args(arguments)
-
-
 def _roles(text: str) -> tuple[str, ...]:
     roles = tuple(role.strip() for role in text.split(","))
     if not set(roles) <= set(ROLES) or len(roles) > 2:
@@ -208,7 +162,8 @@ def _roles(text: str) -> tuple[str, ...]:
     return roles
 
 
-def _step_ms(text: str) -> int:
+def step_ms(text: str) -> int:
+    """Return a step, as argparse asks for it."""
     is_number = text.isascii() and text.isdecimal()
     if not is_number or int(text) % 10 or not 10 <= int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"{text!r}: expected 10 to 10000 ms, a multiple of 10")

@@ -17,14 +17,18 @@ from msgspec.structs import replace
 from numpy.typing import ArrayLike
 
 from streamer.arrays import Samples, Scores, WindowFeatures
-from streamer.card import Card
+from streamer.card import UNCERTAIN, Card
 from streamer.errors import AudioError, ScoreError, SessionClosedError
 from streamer.events import ChannelEvent, ChannelSummary, Emotion, Error, Gap, Lag, Speech, Turn
 from streamer.frontend import FrontEnd, FrontEndConfig, Happening, SpeechStart, WindowCut
 from streamer.smoothing import LabelSteadier, ScoreSmoother, SmoothingConfig, calibrate, softmax
 from streamer.vad import VadConfig
 
-SkipReason: TypeAlias = Literal["overload", "scorer_failed"]
+SkipReason: TypeAlias = Literal["overload", "widened", "scorer_failed"]
+"""Why a window is given up: scoring is behind, it only scores every second one, or it failed."""
+
+_CAUGHT_UP = 8
+"""Windows in a row that were scored: a widened step scores every second, and a turn's last ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,7 @@ class Session:
         channel: its number in the call, from 0; every event carries it.
         role: who speaks on it.
         analyse: off for a channel whose emotion is not inferred: it tells speech only.
+        start_sample: the time of its first sample, where another process heard what came before.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class Session:
         channel: int = 0,
         role: str = "customer",
         analyse: bool = True,
+        start_sample: int = 0,
     ) -> None:
         self.card = card
         self.channel = channel
@@ -123,8 +129,8 @@ class Session:
             )
         )
         self._smoother = ScoreSmoother(config.smoothing)
-        self._steadier = LabelSteadier(config.smoothing)
-        self._offset = 0
+        self._steadier = LabelSteadier(config.smoothing, card.rejection.smoothed)
+        self._offset = start_sample
         self._frames_before = 0
         self._items: deque[tuple[int, _Item]] = deque()
         self._unanswered: dict[int, _Pending] = {}
@@ -134,11 +140,12 @@ class Session:
         self._turn_windows = 0
         self._turn_last: Scores | None = None
         self._skipping: SkipReason | None = None
+        self._num_scored_in_a_row = 0
         self._ended = False
         self._dropped = 0
         self._num_started = self._num_turns = self._num_emotions = self._num_scored = 0
         self._speech_s = 0.0
-        self._label_s = dict.fromkeys(card.labels, 0.0)
+        self._label_s = dict.fromkeys((*card.labels, UNCERTAIN), 0.0)
 
     @property
     def num_samples(self) -> int:
@@ -314,7 +321,9 @@ class Session:
         window, probabilities = pending.window, pending.probabilities
         if probabilities is None:
             return self._settle_skip(window, pending.skipped or "scorer_failed")
-        self._skipping = None
+        self._num_scored_in_a_row += 1
+        if self._skipping != "widened" or self._num_scored_in_a_row >= _CAUGHT_UP:
+            self._skipping = None
         self._num_scored += 1
         self._num_emotions += 1
         self._turn_last = probabilities
@@ -324,12 +333,12 @@ class Session:
         calibration = self.card.calibration
         smoothed = self._smoother.update(probabilities, window.end_s)
         scores = calibrate(smoothed, calibration.smoothed)
-        label = self.card.labels[self._steadier.update(scores, window.end_s)]
+        steadied = self._steadier.update(scores, window.end_s)
         return [
             Emotion(
                 start_s=window.start_s,
                 end_s=window.end_s,
-                label=label,
+                label=UNCERTAIN if steadied is None else self.card.labels[steadied],
                 scores=self._by_label(scores),
                 raw=self._by_label(calibrate(probabilities, calibration.window)),
                 speech=window.speech_ratio,
@@ -339,10 +348,11 @@ class Session:
 
     def _settle_skip(self, window: Window, reason: SkipReason) -> list[ChannelEvent]:
         self._dropped += 1
+        self._num_scored_in_a_row = 0
         if self._skipping == reason:
             return []
         self._skipping = reason
-        if reason == "overload":
+        if reason != "scorer_failed":
             return [Lag(start_s=window.start_s, end_s=window.end_s, reason=reason)]
         message = f"the window that ends at {window.end_s:.2f} s could not be scored"
         return [Error(code=reason, message=message, fatal=False)]
@@ -364,7 +374,8 @@ class Session:
             return [Error(code="turn_not_scored", message=message, fatal=False)]
         mean = total / num_windows if num_windows else last
         scores = calibrate(mean, self.card.calibration.turn)
-        label = self.card.labels[int(np.argmax(scores))]
+        is_sure = scores.max() >= self.card.rejection.turn
+        label = self.card.labels[int(np.argmax(scores))] if is_sure else UNCERTAIN
         self._label_s[label] += turn.end_s - turn.start_s
         return [
             Turn(

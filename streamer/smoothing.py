@@ -79,20 +79,26 @@ class ScoreSmoother:
 
 
 class LabelSteadier:
-    """The label shown: follows the leading score with hysteresis and a minimum dwell."""
+    """The label shown: follows the leading score with hysteresis and a minimum dwell.
 
-    def __init__(self, config: SmoothingConfig) -> None:
+    Uncertain is one label more, whose score is always ``threshold``: it leads where every other
+    score is below that, and is entered and left by the same margin and dwell as any label.
+    """
+
+    def __init__(self, config: SmoothingConfig, threshold: float = 0.0) -> None:
         self._config = config
+        self._threshold = threshold
         self._index: int | None = None
         self._since_s = 0.0
 
-    def update(self, scores: Scores, time_s: float) -> int:
-        """Take the smoothed scores at ``time_s``; return the index of the label to show."""
-        leader = int(np.argmax(scores))
+    def update(self, scores: Scores, time_s: float) -> int | None:
+        """Take the smoothed scores at ``time_s``; return the index to show, None for uncertain."""
+        values = np.append(scores, self._threshold)
+        leader = int(np.argmax(values))
         if self._index is None:
             self._index, self._since_s = leader, time_s
         elif leader != self._index:
-            leads = scores[leader] - scores[self._index] >= self._config.margin
+            leads = values[leader] - values[self._index] >= self._config.margin
             if leads and time_s - self._since_s >= self._config.dwell_s:
                 self._index, self._since_s = leader, time_s
-        return self._index
+        return self._index if self._index < len(scores) else None

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 
 from streamer.audio import SAMPLE_RATE, SAMPLE_RATE_MAX, SAMPLE_RATE_MIN, AudioFormat
-from streamer.drivers import Chunk, Lost
+from streamer.call import Chunk, Lost
 from streamer.errors import SourceError
 
 _FILE_CHUNK_S = 0.25

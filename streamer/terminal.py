@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from streamer.events import (
+    Alert,
     ChannelSummary,
     Emotion,
     Error,
@@ -20,6 +21,7 @@ from streamer.events import (
     Ready,
     Speech,
     Summary,
+    TalkOver,
     Turn,
     encode_event,
 )
@@ -181,21 +183,26 @@ def event_line(event: Event, names: dict[int, str]) -> str:
             return f"{event.time_s:.2f} s {name}speech {'begins' if event.active else 'ends'}"
         case Emotion():
             note = " (warming up)" if event.warming_up else ""
-            return f"{event.end_s:.2f} s {name}{event.label} {event.scores[event.label]:.2f}{note}"
+            return f"{event.end_s:.2f} s {name}{event.label} {_score(event):.2f}{note}"
         case Turn():
             windows = f"{event.windows} window{'' if event.windows == 1 else 's'}"
-            score = event.scores[event.label]
-            return f"{_span(event)} {name}turn {event.label} {score:.2f} ({windows})"
+            return f"{_span(event)} {name}turn {event.label} {_score(event):.2f} ({windows})"
         case Gap():
             return f"{_span(event)} {name}gap: audio is missing ({event.reason})"
         case Lag():
             return f"{_span(event)} {name}lag: not scored from here on ({event.reason})"
+        case TalkOver():
+            return f"{_span(event)} talk-over"
+        case Alert():
+            heard = f"{event.label} {event.probability:.2f}"
+            return f"{_span(event)} {name}alert {event.rule}: {heard}"
         case Error():
             return f"{name}error {event.code}: {printable(event.message)}"
         case Summary():
             lines = [channel_line(item, names) for item in event.channels]
-            channels = "; ".join(lines) or "nothing was heard"
-            return f"summary of {event.duration_s:.2f} s: {channels}; lag {event.max_lag_ms:.0f} ms"
+            lines += [f"talk-over {event.talk_over_s:.2f} s"] if event.talk_over_s else []
+            parts = "; ".join(lines) or "nothing was heard"
+            return f"summary of {event.duration_s:.2f} s: {parts}; lag {event.max_lag_ms:.0f} ms"
 
 
 def channel_line(item: ChannelSummary, names: dict[int, str]) -> str:
@@ -215,5 +222,10 @@ def shares(item: ChannelSummary) -> str:
     return ", ".join(f"{label} {share:.0%}" for label, share in ordered if share > 0)
 
 
-def _span(event: Turn | Gap | Lag) -> str:
+def _span(event: Turn | Gap | Lag | TalkOver | Alert) -> str:
     return f"{event.start_s:.2f}-{event.end_s:.2f} s"
+
+
+def _score(event: Emotion | Turn) -> float:
+    """The score of the label; the highest one where that is "uncertain", which has none."""
+    return event.scores.get(event.label, max(event.scores.values()))

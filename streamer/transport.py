@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import ssl
 import threading
 from asyncio.transports import BaseTransport
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ class BoundedConfig(uvicorn.Config):
         max_message_bytes: of a WebSocket message; a longer one ends its connection with 1009.
         handshake_timeout_s: from the connection, or the last answer, to the end of the next answer
             or of the WebSocket's handshake; also how long a closing handshake may take.
+        tls: the server's certificate; None for plain text.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class BoundedConfig(uvicorn.Config):
         max_connections: int,
         max_message_bytes: int,
         handshake_timeout_s: float,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(
             app,
@@ -74,6 +77,7 @@ class BoundedConfig(uvicorn.Config):
             log_level="error",
             access_log=False,
             timeout_graceful_shutdown=5,
+            ssl_context_factory=None if tls is None else lambda *_: tls,
         )
         self.max_connections = max_connections
         self.handshake_timeout_s = handshake_timeout_s

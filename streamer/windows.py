@@ -107,10 +107,10 @@ def cut_window(frames: Frames, num_frames: int) -> WindowFeatures:
     and rhythm stay those of the speech that is there, which zeros would not leave alone.
 
     Args:
-        frames: shape (n, 3, num_ceps), 1 <= n <= ``num_frames``.
+        frames: shape (n, 3, num_rows), 1 <= n <= ``num_frames``.
 
     Returns:
-        Shape (3, num_ceps, num_frames), float32, contiguous.
+        Shape (3, num_rows, num_frames), float32, contiguous.
     """
     index = np.arange(-num_frames, 0) % len(frames)
     return np.ascontiguousarray(frames[index].transpose(1, 2, 0), dtype=np.float32)

@@ -96,12 +96,19 @@ def serving(
 
 
 def hear_all(connection: ClientConnection) -> list[Event]:
-    """Return all events up to the close of the connection."""
+    """Return all events up to the close of the connection; acks are none."""
     events = []
     with suppress(ConnectionClosedError):
         for text in connection:
-            events.append(decode_event(text))
+            if not is_ack(text):
+                events.append(decode_event(text))
     return events
+
+
+def is_ack(text: str | bytes) -> bool:
+    """Tell whether a message says what has arrived."""
+    message: dict[str, Any] = json.loads(text)
+    return message["type"] == "ack"
 
 
 def stream(running: Running, chunks: Iterator[bytes] | list[bytes], query: str = "") -> list[Event]:

@@ -11,6 +11,9 @@ from train.calibrate import (
     expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
+    rejection_threshold,
+    reliability,
+    risk_coverage,
 )
 
 
@@ -78,3 +81,44 @@ def test_calibration_error_of_the_sure_and_of_the_true() -> None:
     after = expected_calibration_error(calibrate(probabilities, 2.5), labels)
     assert before > 0.15
     assert after < 0.02  # 20000 draws in 15 bins: each bin is off by about 0.01
+
+
+def test_the_curve_counts_the_surest_first() -> None:
+    rows = [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.7, 0.3]]
+    curve = risk_coverage(rows, [0, 0, 1, 1])
+    assert curve.confidence.tolist() == [0.9, 0.8, 0.7, 0.6]
+    assert curve.coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert curve.risk == pytest.approx([0.0, 0.0, 1 / 3, 1 / 2])
+
+
+def test_reliability_and_its_error_tell_the_same() -> None:
+    probabilities, labels = draw(2.0, num=400)
+    rows = reliability(probabilities, labels)
+    gaps = sum(num * abs(confidence - accuracy) for confidence, accuracy, num in rows)
+    assert sum(num for _, _, num in rows) == 400
+    assert gaps / 400 == pytest.approx(expected_calibration_error(probabilities, labels))
+
+
+def test_of_calibrated_scores_what_is_less_likely_right_than_wrong_is_withheld() -> None:
+    probabilities, labels = draw(1.0)
+    # Chow's rule needs no curve where scores are true: below a half. 20000 draws tell it to 0.03.
+    assert rejection_threshold(probabilities, labels, least_coverage=0.0) == pytest.approx(
+        0.5, abs=0.05
+    )
+
+
+def test_no_more_is_withheld_than_coverage_allows() -> None:
+    probabilities, _ = draw(1.0, num=1000)
+    wrong = (probabilities.argmax(axis=1) + 1) % 4
+    threshold = rejection_threshold(probabilities, wrong)
+    assert (probabilities.max(axis=1) >= threshold).mean() == pytest.approx(0.7, abs=0.002)
+    right = probabilities.argmax(axis=1)
+    assert rejection_threshold(probabilities, right) == 0.0, "all is worth saying"
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        rejection_threshold(np.zeros((0, 4)), [])
+
+
+def test_equal_scores_are_given_or_withheld_together() -> None:
+    rows = np.array([[0.9, 0.1]] * 8 + [[0.6, 0.4]] * 4)
+    labels = [0] * 8 + [0, 1, 1, 1]
+    assert rejection_threshold(rows, labels, least_coverage=0.5) == 0.9

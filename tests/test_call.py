@@ -12,7 +12,7 @@ from streamer.arrays import Samples
 from streamer.audio import AudioFormat
 from streamer.call import NOTICE, Call, CallConfig
 from streamer.errors import ConfigError, ModelError, ScoreError, SourceError
-from streamer.events import Emotion, Error, Event, Gap, Ready, Speech, Summary, Turn
+from streamer.events import Emotion, Error, Event, Gap, Ready, Speech, Summary, TalkOver, Turn
 from streamer.session import SessionConfig, Window
 from streamer.vad import VadConfig
 from tests.golden.synthetic import silence
@@ -224,9 +224,9 @@ def test_the_same_on_both_channels_comes_by_channel() -> None:
     assert [event.channel for event in events[:4]] == [0, 1, 0, 1]
     assert [type(event) for event in events[:4]] == [Speech, Speech, Emotion, Emotion]
     # What comes of one moment stays together: the end of speech, and its turn.
-    assert [(event.channel, type(event)) for event in events[-4:]] == [
-        (channel, kind) for channel in (0, 1) for kind in (Speech, Turn)
-    ]
+    ends = [(channel, kind) for channel in (0, 1) for kind in (Speech, Turn)]
+    ends.insert(1, (None, TalkOver))
+    assert [(event.channel, type(event)) for event in events[-5:]] == ends
 
 
 def test_an_answer_for_a_window_of_another_call_is_refused() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from streamer.card import CARD_KEY, Calibration, Card, Corpus, decode_card, encode_card
+from streamer.card import CARD_KEY, Calibration, Card, Corpus, Rejection, decode_card, encode_card
 from streamer.errors import CardError
 from streamer.features import FeatureConfig
 from streamer.normalization import NormalizationConfig
@@ -21,6 +21,12 @@ def test_a_card_survives_its_json() -> None:
     assert decode_card(encode_card(card), "can.onnx") == card
     bare = replace(make_card(), normalization=None)
     assert decode_card(encode_card(bare), "can.onnx") == bare
+
+
+def test_a_card_from_before_there_was_rejection_never_rejects() -> None:
+    fields = json.loads(encode_card(make_card()))
+    del fields["rejection"]
+    assert decode_card(json.dumps(fields), "can.onnx").rejection == Rejection()
 
 
 @given(
@@ -82,6 +88,9 @@ def test_no_card_is_refused_with_the_key_that_was_looked_for(text: str | None) -
         ("calibration.window", 0.0, "temperatures .*: expected 0.01 to 100"),
         ("calibration.smoothed", -1.0, "temperatures .*: expected 0.01 to 100"),
         ("calibration.turn", 1_000.0, "temperatures .*: expected 0.01 to 100"),
+        ("labels", ["angry", "uncertain"], "expected none called 'uncertain'"),
+        ("rejection.smoothed", 1.0, "rejection below .*: expected 0 or more, less than 1"),
+        ("rejection.turn", -0.1, "rejection below .*: expected 0 or more, less than 1"),
         ("data", [{"name": "ravdess"}], "cannot be read"),
     ],
 )

@@ -52,6 +52,11 @@ def test_the_page_tells_what_the_card_holds() -> None:
     assert rows(page, "turn") == [["turn", "0.900", "0.123", "0.046"]]
     assert rows(page, "4") == [["4", "1", "15", *4 * ["0.555"]]]
     assert "count as wrong: 12." in page and "over the telephone 0.543." in page
+    assert "Mean UAR in noise of so many dB below the speech, and in a room: noise20 0.512" in page
+    assert "by seconds heard: 1 s 0.500, all 0.500" in page
+    assert "anger shown in 75%, median delay 1.88 s, 4.2 changes" in page
+    assert "0.5 emotional false alarms a minute" in page
+    assert "`uncertain` where the highest smoothed score is below 0.450" in page
     assert "This network was trained on all speakers, so nobody is left" in page
     assert "this one kept its last" in page
     assert "this network is fold 2's" in card_page(shipped(fold=2))

@@ -24,7 +24,7 @@ from ser_stream_client import Event as Told
 from websockets.sync.server import ServerConnection
 
 from streamer.audio import AudioFormat
-from streamer.dialects import CloseCode
+from streamer.dialects import CloseCode, Handshake
 from streamer.dialects.native import NativeDialect
 from streamer.events import EventType, decode_event, encode_event
 from tests.golden.synthetic import silence
@@ -309,7 +309,7 @@ def test_a_server_that_says_nothing() -> None:
 def test_leaving_does_not_wait_for_a_server_that_reads_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ser_stream_client._CLOSE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("ser_stream_async._CLOSE_TIMEOUT_S", 0.2)
     may_go = threading.Event()
 
     def stall(connection: ServerConnection) -> None:
@@ -360,10 +360,16 @@ def test_every_message_on_the_protocols_page_is_one() -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "protocol.md").read_text()
     blocks = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     messages = [line for block in blocks for line in block.splitlines()]
-    dialect, events = NativeDialect(), []
+    dialect, events = NativeDialect(Handshake(path="/v1/stream")), []
     for message in messages:
-        if json.loads(message)["type"] in ("start", "end"):
+        fields = json.loads(message)
+        if fields["type"] in ("start", "end") or set(fields) == {"type", "seq"}:
             assert dialect.receive_text(message)
+        elif fields["type"] == "resume":
+            assert NativeDialect(Handshake(path="/v1/stream")).receive_text(message)
+        elif fields["type"] == "ack":
+            dialect.receive_progress(fields["session"], fields["samples"], fields["seq"])
+            assert list(map(json.loads, dialect.messages_to_send())) == [fields]
         else:
             events.append(json.loads(message))
             assert json.loads(encode_event(decode_event(message))) == events[-1]
@@ -374,7 +380,7 @@ def test_the_protocols_page_names_every_code() -> None:
     root = Path(__file__).resolve().parents[1]
     page = (root / "docs" / "protocol.md").read_text()
     assert all(f"{code.value} |" in page for code in CloseCode if code != CloseCode.NORMAL)
-    sources = [root / "streamer" / name for name in ("server.py", "live.py", "session.py")]
+    sources = [root / "streamer" / name for name in ("hub.py", "live.py", "session.py")]
     sources += (root / "streamer" / "dialects").glob("*.py")
     codes = {code for path in sources for code in re.findall(r'code="(\w+)"', path.read_text())}
     assert {"idle", "internal", "bad_json"} <= codes

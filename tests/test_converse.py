@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from streamer.arrays import WindowFeatures
 from streamer.audio import AudioFormat
-from streamer.drivers import Chunk, converse
+from streamer.call import Chunk
+from streamer.drivers import converse
 from streamer.errors import SourceError
 from streamer.events import Emotion, Error, Lag, Speech, Summary, Turn
 from tests.scorers import (

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from streamer.arrays import WindowFeatures
 from streamer.audio import AudioFormat
-from streamer.call import Call
-from streamer.drivers import Chunk, Lost, recognize
+from streamer.call import Call, Chunk, Lost
+from streamer.drivers import recognize
 from streamer.errors import SourceError
 from streamer.events import Emotion, Error, Gap, Lag, Speech, Summary, Turn
 from tests.golden.synthetic import silence

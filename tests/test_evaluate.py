@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,29 +11,55 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace as replace_card
+from rich.console import Console
 
 import train.__main__
-from streamer.card import decode_card, encode_card
+import train.evaluate
+from export_onnx import export, make_card
+from streamer.card import UNCERTAIN, Rejection
 from streamer.errors import ConfigError, ModelError
 from streamer.events import Emotion, Summary, Turn
-from streamer.smoothing import calibrate
 from tests.golden.synthetic import hiss, silence, voice
 from tests.made_up_corpus import TINY, silence_file, write_config, write_corpus
+from tests.made_up_results import make_heard
+from tests.test_conditions import write_aux
 from train.__main__ import main
 from train.checkpoint import (
     card_of,
-    is_finished,
     load_checkpoint,
-    num_epochs_done,
-    read_resumable,
 )
+from train.conditions import CONDITIONS, Surroundings
 from train.config import config_to_dict
+from train.contenders import EvaluateConfig, check_split, fold_contenders
 from train.corpora import LABELS, Utterance, load_manifest
 from train.dataset import load_clips, normalize_clips
-from train.evaluate import NO_ANSWER, Group, Heard, check_split, evaluate, hear, listen
+from train.evaluate import evaluate
+from train.evaluate_command import add_parser
+from train.listening import Group, Heard, Scorer, hear, listen
 from train.loop import score_clips
 from train.results import card_results
 from train.splits import speaker_folds
+from train.telephone import telephone
+
+QUICK = EvaluateConfig(conditions=("clean",), offline=False, spliced=False)
+
+
+def command(*arguments: str) -> None:
+    """Run the command as ``python -m train`` does."""
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    options = parser.parse_args(["evaluate", *arguments])
+    options.command_line = "python -m train evaluate " + " ".join(arguments)
+    options.run(options, Console(stderr=True))
+
+
+def torch_scorer(network: torch.nn.Module) -> Scorer:
+    def score(windows: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return network(torch.from_numpy(windows))[0].numpy()
+
+    return score
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,10 +101,28 @@ def run(home: Path, training: list[str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(home: Path, run: Path, manifest: Path) -> dict[str, Any]:
+def aux(home: Path) -> Path:
+    return write_aux(home / "aux")
+
+
+@pytest.fixture(scope="module")
+def others(manifest: Path) -> Path:
+    """The same corpus with two utterances that are called by another emotion."""
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    files = ["0-angry-0.5.wav", "1-sad-0.5.wav"]
+    for number, name in enumerate(files):
+        shutil.copy(manifest.parent / name, manifest.parent / f"other-{number}.wav")
+    rows = [f"other-{number}.wav,s{number},,,made-up,surprise" for number in range(2)]
+    path = manifest.parent / "with-others.csv"
+    body = [f"{line}," for line in lines[1:]]
+    path.write_text("\n".join([f"{lines[0]},emotion", *body, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(home: Path, run: Path, others: Path, aux: Path) -> dict[str, Any]:
     output = home / "results.json"
-    arguments = ["evaluate", str(run), "--manifest", str(manifest), "-o", str(output)]
-    assert main(arguments) == 0
+    command(str(run), "--manifest", str(others), "-o", str(output), "--aux", str(aux))
     read: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return read
 
@@ -97,10 +142,40 @@ def test_results_hold_every_utterance_once(results: dict[str, Any]) -> None:
         assert report["wa"] == pytest.approx(recalls.mean(), abs=1e-4)
         low, high = report["interval"]
         assert low <= report["uar"] <= high
-    assert results["mean"] == {
-        "clean": results["corpora"]["made-up"]["uar"],
-        "telephone": results["telephone"]["made-up"]["uar"],
-    }
+    assert list(results["conditions"]) == list(results["mean"]) == list(CONDITIONS)
+    for name, report in results["conditions"].items():
+        assert report["mean"]["uar"] == report["corpora"]["made-up"]["uar"]
+        assert report["mean"]["uar"] == results["mean"][name]
+        assert report["mean"]["interval"] == report["corpora"]["made-up"]["interval"]
+
+
+def test_results_go_beyond_the_four_labels_and_the_single_utterance(
+    results: dict[str, Any],
+) -> None:
+    assert list(results["heard_s"]) == ["1", "1.5", "2", "3", "4", "all"]
+    # Nothing lasts longer than a second: all was heard after it.
+    assert len({report["uar"] for report in results["heard_s"].values()}) == 1
+    assert results["heard_s"]["all"]["uar"] == results["mean"]["clean"]
+    gender = results["gender"]
+    gap = abs(gender["female"]["uar"] - gender["male"]["uar"])
+    assert gender["gap"] == pytest.approx(gap, abs=1e-4)
+    said = results["said"]
+    assert said["other"]["emotions"]["surprise"]["turns"] == 2
+    assert set(said["labelled"]["emotions"]) == set(LABELS)
+    for words in (said["labelled"]["all"], said["other"]["all"]):
+        assert sum(words[word] for word in (*LABELS, UNCERTAIN)) == pytest.approx(1.0, abs=1e-3)
+    offline = results["offline"]
+    gap = offline["causal"]["mean"]["uar"] - results["mean"]["clean"]
+    assert offline["gap_points"] == pytest.approx(100 * gap, abs=1e-2)
+    assert results["spliced"]["calls"] == 3
+    assert results["noise"]["minutes"] == pytest.approx(6 / 60, abs=1e-3), "folds 0, 1, 2 of 10"
+
+
+def test_the_page_is_one_file_with_its_plots(results: dict[str, Any], home: Path) -> None:
+    assert results
+    page = (home / "results.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 7
+    assert "surprise" in page and "http" not in page.replace("http-equiv", "")
 
 
 def test_results_say_where_they_come_from(results: dict[str, Any], run: Path) -> None:
@@ -134,38 +209,74 @@ def test_a_card_keeps_what_matters_of_them(results: dict[str, Any]) -> None:
         card_results({**results, "telephone": {}}, TINY)
 
 
-def test_temperatures_are_medians_over_folds(results: dict[str, Any]) -> None:
+def test_temperatures_and_thresholds_are_medians_over_folds(results: dict[str, Any]) -> None:
     for kind in ("window", "smoothed", "turn"):
         of_folds = [fold["temperatures"][kind] for fold in results["folds"]]
         assert results["calibration"][kind] == pytest.approx(np.median(of_folds), abs=1e-4)
         assert 0 <= results["ece"][kind]["after"] <= 1
+    for kind in ("smoothed", "turn"):
+        of_folds = [fold["rejection"][kind] for fold in results["folds"]]
+        assert results["rejection"][kind] == pytest.approx(np.median(of_folds), abs=1e-4)
+        assert all(0 <= threshold < 1 for threshold in of_folds)
 
 
 def test_some_of_it_in_two_processes(
     results: dict[str, Any], run: Path, utterances: list[Utterance]
 ) -> None:
     heard: list[int] = []
-    part = evaluate(run, utterances, folds=[1], corpora=["made-up"], jobs=2, advance=heard.append)
-    assert sum(heard) == 24  # 8 to validate, 8 to test, 8 of them over the telephone
+    config = replace(QUICK, folds=(1,), corpora=("made-up",), jobs=2)
+    part = evaluate(run, utterances, config, advance=heard.append)
+    assert sum(heard) == 24  # 8 to validate, clean and by telephone, 8 to test
     assert part["folds"] == [results["folds"][1]]
     assert part["corpora"]["made-up"]["uar"] == results["folds"][1]["test"]["made-up"]
 
 
+def test_one_model_file_is_heard_as_it_would_be_served(
+    run: Path, results: dict[str, Any], utterances: list[Utterance], home: Path
+) -> None:
+    checkpoint = load_checkpoint(run / "fold1" / "best.pt")
+    card = make_card(checkpoint, name="one", results={})
+    card = replace_card(card, rejection=Rejection(smoothed=0.9, turn=0.99))
+    export(checkpoint, card, home / "one.onnx", None)
+    found = evaluate(home / "one.onnx", utterances, QUICK)
+    # It is fold 1's of this very data, as its card tells: it hears whom it has not heard.
+    assert found["corpora"]["made-up"]["n"] == 8
+    assert found["corpora"]["made-up"]["uar"] == results["folds"][1]["test"]["made-up"]
+    assert found["rejection"] == {"smoothed": 0.9, "turn": 0.99}
+    assert found["said"]["labelled"]["all"][UNCERTAIN] > 0.5
+    more = evaluate(home / "one.onnx", utterances[2:], QUICK)
+    assert more["corpora"]["made-up"]["n"] == 22
+    assert "no measure of unheard speakers" in more["protocol"]
+    with pytest.raises(ConfigError, match="expected a folder of folds"):
+        evaluate(home / "one.onnx", utterances, replace(QUICK, folds=(1,)))
+
+
 @pytest.mark.parametrize("condition", ["clean", "telephone"])
 def test_what_is_heard_is_what_was_trained_for(
-    run: Path, home: Path, utterances: list[Utterance], condition: str
+    run: Path,
+    home: Path,
+    utterances: list[Utterance],
+    condition: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The session's turns and training's own scores of the same utterances are the same."""
-    members = speaker_folds(utterances)[0].validation
-    path = run / "fold0" / "best.pt"
-    checkpoint = load_checkpoint(path)
+    (contender, *_) = fold_contenders(run, utterances, QUICK, home)
+    members = contender.validation
+    assert contender.checkpoint is not None
+    # Training's telephone has no band of its own.
+    monkeypatch.setattr("train.conditions.by_telephone", telephone)
     group = Group(
-        checkpoint=path, fold=0, part="validation", condition=condition, utterances=members
+        model=contender.model,
+        card=contender.card,
+        fold=0,
+        condition=condition,
+        utterances=members,
     )
     heard = {item.utterance.utterance_id: item for item in hear(group)}
     raw = load_clips(members, condition, TINY.features, TINY.window, home / "cache")
-    clips = normalize_clips(raw, checkpoint.normalization, "cold", seed=1)
-    scores = score_clips(checkpoint.network, clips, TINY, "cpu")
+    normalization = contender.checkpoint.normalization
+    clips = normalize_clips(raw, normalization, "cold", seed=1)
+    scores = score_clips(contender.checkpoint.network, clips, TINY, "cpu")
     num_single = 0
     for row, clip in zip(scores, clips, strict=True):
         item = heard[clip.utterance.utterance_id]
@@ -180,7 +291,7 @@ def test_what_is_heard_is_what_was_trained_for(
 def test_a_call_without_speech_has_no_answer(run: Path) -> None:
     checkpoint = load_checkpoint(run / "fold0" / "best.pt")
     audios = [silence(1.0), voice(1.0), hiss(0.05, -20.0), np.zeros(0, np.float32)]
-    events_of = listen(checkpoint.network, card_of(checkpoint), audios)
+    events_of = listen(torch_scorer(checkpoint.network), card_of(checkpoint), audios)
     turns = [[event for event in events if isinstance(event, Turn)] for events in events_of]
     assert [len(found) for found in turns] == [0, 1, 0, 0]
     assert all(isinstance(events[-1], Summary) for events in events_of)
@@ -190,31 +301,13 @@ def test_a_call_is_scored_the_same_alone_and_among_others(run: Path) -> None:
     checkpoint = load_checkpoint(run / "fold0" / "best.pt")
     card = card_of(checkpoint)
     audios = [voice(1.0 + 0.3 * seed, seed=seed) for seed in range(4)]
-    together = listen(checkpoint.network, card, audios)
+    together = listen(torch_scorer(checkpoint.network), card, audios)
     for audio, events in zip(audios, together, strict=True):
-        (alone,) = listen(checkpoint.network, card, [audio])
+        (alone,) = listen(torch_scorer(checkpoint.network), card, [audio])
         assert len(alone) == len(events)
         for one, other in zip(alone, events, strict=True):
             if isinstance(one, Emotion) and isinstance(other, Emotion):
                 assert one.raw == pytest.approx(other.raw, abs=1e-4)  # law 1's
-
-
-def make_heard(utterance: Utterance, turns: list[list[float]], windows: list[int]) -> Heard:
-    nothing = np.zeros((0, 4))
-    return Heard(
-        utterance=utterance,
-        window=nothing,
-        smoothed=nothing,
-        turn=np.array(turns, np.float64).reshape(-1, 4),
-        turn_windows=np.array(windows, np.int64),
-    )
-
-
-def test_turns_count_by_their_windows(utterances: list[Utterance]) -> None:
-    angry, sad = [0.6, 0.2, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]
-    assert make_heard(utterances[0], [angry, sad], [1, 1]).answer == LABELS.index("sad")
-    assert make_heard(utterances[0], [angry, sad], [3, 1]).answer == LABELS.index("angry")
-    assert make_heard(utterances[0], [], []).answer == NO_ANSWER
 
 
 def test_answers_are_counted_where_they_belong(
@@ -229,14 +322,13 @@ def test_answers_are_counted_where_they_belong(
             lost = utterance.gender == "male" and label == "sad"
             if lost or group.condition == "telephone":
                 label = "happy"
-            row = np.full((1, 4), 0.1)
-            row[0, LABELS.index(label)] = 0.7
-            item = make_heard(utterance, row.tolist(), [1])
-            heard.append(replace(item, window=row, smoothed=row))
+            row = [0.1] * 4
+            row[LABELS.index(label)] = 0.7
+            heard.append(make_heard(utterance, [row], [1]))
         return heard
 
     monkeypatch.setattr(train.evaluate, "hear", answer)
-    results = evaluate(run, utterances)
+    results = evaluate(run, utterances, replace(QUICK, conditions=("clean", "telephone")))
     clean, narrow = (results[name]["made-up"] for name in ("corpora", "telephone"))
     assert clean["confusion"] == [[6, 0, 0, 0], [0, 6, 0, 0], [0, 0, 6, 0], [0, 2, 0, 4]]
     assert clean["uar"] == pytest.approx((3 + 4 / 6) / 4, abs=1e-4)
@@ -254,7 +346,7 @@ def test_an_utterance_without_a_turn_counts_as_wrong(
     shutil.copytree(manifest.parent, folder)
     first = load_manifest(folder / "manifest.csv")[0]
     silence_file(first)
-    report = evaluate(run, load_manifest(folder / "manifest.csv"))["corpora"]["made-up"]
+    report = evaluate(run, load_manifest(folder / "manifest.csv"), QUICK)["corpora"]["made-up"]
     assert report["unanswered"] == [1, 0, 0, 0]
     assert report["n"] == 24
     assert report["uar"] == pytest.approx(np.diag(report["confusion"]).mean() / 6, abs=1e-4)
@@ -272,67 +364,12 @@ def test_checkpoints_of_other_data_are_refused(
     with pytest.raises(ConfigError, match="expected fold 0 of the data at hand"):
         check_split(path, replace(splits[0], train=splits[0].train[1:]), checkpoint)
     with pytest.raises(ConfigError, match="no checkpoint"):
-        evaluate(tmp_path, utterances)
+        evaluate(tmp_path, utterances, QUICK)
     with pytest.raises(ConfigError, match="fold 7: expected 0 to 2"):
-        evaluate(run, utterances, folds=[7])
+        evaluate(run, utterances, replace(QUICK, folds=(7,)))
     with pytest.raises(ConfigError, match="expected one of made-up"):
-        evaluate(run, utterances, corpora=["emodb"])
-
-
-def test_a_checkpoint_comes_back_as_it_was(run: Path) -> None:
-    checkpoint = load_checkpoint(run / "fold1" / "best.pt")
-    assert checkpoint.config == TINY
-    assert not checkpoint.network.training
-    assert checkpoint.normalization is not None
-    assert len(checkpoint.normalization.mean) == 26
-    card = card_of(checkpoint)
-    assert decode_card(encode_card(card), "test") == card
-    assert calibrate([0.1, 0.2, 0.3, 0.4], card.calibration.turn) == pytest.approx(
-        [0.1, 0.2, 0.3, 0.4]
-    )
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", None])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes | None) -> None:
-    if content is None:
-        torch.save({"weights": torch.zeros(3)}, tmp_path / "last.pt")
-    else:
-        (tmp_path / "last.pt").write_bytes(content)
-    message = "cannot be read as a checkpoint" if content is not None else "expected config, "
-    with pytest.raises(ConfigError, match=message):
-        load_checkpoint(tmp_path / "last.pt")
-    with pytest.raises(ConfigError, match=message):
-        num_epochs_done(tmp_path)
-
-
-def test_the_best_is_not_what_a_training_resumes_from(run: Path) -> None:
-    with pytest.raises(ConfigError, match="learner, state"):
-        read_resumable(run / "fold0" / "best.pt")
-
-
-def test_finished_folds_are_passed_over(
-    run: Path,
-    training: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    assert is_finished(run / "fold0", TINY)
-    assert not is_finished(run / "fold0", replace(TINY, seed=2))
-    assert not is_finished(run / "fold9", TINY)
-    assert (num_epochs_done(run / "fold0"), num_epochs_done(run / "fold9")) == (3, 0)
-    monkeypatch.setattr(train.__main__, "fit_fold", lambda *_: pytest.fail("trained again"))
-    assert main(["folds", *training, "-o", str(run)]) == 0
-    assert "3 of 3 folds are finished" in capfd.readouterr().err
-
-
-def test_folds_side_by_side_come_out_the_same(
-    run: Path, training: list[str], tmp_path: Path
-) -> None:
-    shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "fold1")
-    assert main(["folds", *training, "-o", str(tmp_path / "run"), "--jobs", "2"]) == 0
-    whole, again = (
-        load_checkpoint(folder / "fold1" / "best.pt").network.state_dict()
-        for folder in (run, tmp_path / "run")
-    )
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+        evaluate(run, utterances, replace(QUICK, corpora=("emodb",)))
+    with pytest.raises(ConfigError, match="'underwater': expected one of clean"):
+        EvaluateConfig(conditions=("underwater",), surroundings=Surroundings())
+    with pytest.raises(ConfigError, match="'room': found no sounds"):
+        EvaluateConfig(conditions=("room",), surroundings=Surroundings())

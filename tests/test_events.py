@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from streamer.events import (
+    Alert,
     ChannelSummary,
     Emotion,
     Error,
@@ -20,6 +21,7 @@ from streamer.events import (
     ReadyChannel,
     Speech,
     Summary,
+    TalkOver,
     Turn,
     decode_event,
     encode_event,
@@ -59,11 +61,14 @@ EVENTS: list[Event] = [
     Turn(**TIMED, start_s=10.25, end_s=15.1, label="angry", scores=SCORES, windows=5),
     Gap(**TIMED, start_s=3.0, end_s=4.0, reason="not_fetched"),
     Lag(**TIMED, start_s=3.0, end_s=5.0, reason="overload"),
+    TalkOver(seq=8, start_s=3.0, end_s=3.4),
+    Alert(**TIMED, rule="angry10", label="angry", probability=0.8, start_s=3.0, end_s=13.1),
     Error(seq=9, code="bad_source", message="naïve.wav cannot be opened", fatal=True),
     Summary(
         seq=10,
         duration_s=27.3,
         max_lag_ms=12.5,
+        talk_over_s=0.4,
         channels=(
             ChannelSummary(
                 channel=0,
@@ -83,7 +88,7 @@ EVENTS: list[Event] = [
 
 
 def name(event: Event) -> str:
-    return type(event).__name__.lower()
+    return str(event.__struct_config__.tag)
 
 
 def test_every_type_is_here() -> None:

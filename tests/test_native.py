@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -10,12 +11,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamer.audio import AudioFormat
-from streamer.dialects import CloseCode, Dialect, End, PeerError, Start
-from streamer.dialects.native import NativeDialect
+from streamer.dialects import Acknowledge, CloseCode, Dialect, End, Handshake, PeerError, Start
+from streamer.dialects.native import NativeDialect, ResumeFrom
 from streamer.events import Turn, decode_event
 
 START = '{"type":"start"}'
 END = '{"type":"end"}'
+
+
+def native(query: Iterable[tuple[str, str]] = ()) -> NativeDialect:
+    return NativeDialect(Handshake(path="/v1/stream", query=tuple(query)))
 
 
 def refusal(*messages: str | bytes, query: dict[str, str] | None = None) -> PeerError:
@@ -23,9 +28,9 @@ def refusal(*messages: str | bytes, query: dict[str, str] | None = None) -> Peer
     *fine, bad = messages
     if query is not None:
         with pytest.raises(PeerError) as caught:
-            NativeDialect(query.items())
+            native(query.items())
         return caught.value
-    dialect = NativeDialect()
+    dialect = native()
     for message in fine:
         receive(dialect, message)
     with pytest.raises(PeerError) as caught:
@@ -40,7 +45,7 @@ def receive(dialect: Dialect, message: str | bytes) -> list[Any]:
 
 
 def test_a_documented_conversation() -> None:
-    dialect = NativeDialect()
+    dialect = native()
     start = {
         "type": "start",
         "audio": {"encoding": "mulaw", "sample_rate": 8000, "channels": 2},
@@ -61,12 +66,12 @@ def test_a_documented_conversation() -> None:
 
 
 def test_every_field_of_start_is_optional() -> None:
-    assert NativeDialect().receive_text(START) == [Start()]
+    assert native().receive_text(START) == [Start()]
     assert Start().audio == AudioFormat(encoding="pcm_s16le", sample_rate=16000, channels=1)
 
 
 def test_audio_at_once_starts_a_call_with_the_defaults() -> None:
-    dialect = NativeDialect()
+    dialect = native()
     assert dialect.receive_bytes(b"\x00") == [Start(), b"\x00"]
     assert dialect.receive_bytes(b"\x01") == [b"\x01"]
 
@@ -74,7 +79,7 @@ def test_audio_at_once_starts_a_call_with_the_defaults() -> None:
 def test_audio_at_once_is_what_the_url_says() -> None:
     query = [("encoding", "alaw"), ("rate", "8000"), ("channels", "2")]
     query += [("roles", "agent,customer"), ("step_ms", "1000"), ("call_id", "x")]
-    (start, _) = NativeDialect(query).receive_bytes(b"\x00")
+    (start, _) = native(query).receive_bytes(b"\x00")
     assert start == Start(
         audio=AudioFormat(encoding="alaw", sample_rate=8000, channels=2),
         roles=("agent", "customer"),
@@ -84,26 +89,29 @@ def test_audio_at_once_is_what_the_url_says() -> None:
 
 
 def test_the_url_fills_what_start_leaves_out() -> None:
-    dialect = NativeDialect([("rate", "8000")])
+    dialect = native([("rate", "8000")])
     (start,) = dialect.receive_text('{"type":"start","audio":{"encoding":"mulaw"}}')
     assert start == Start(audio=AudioFormat(encoding="mulaw", sample_rate=8000))
 
 
 def test_start_may_not_contradict_the_url() -> None:
-    dialect = NativeDialect([("rate", "8000")])
+    dialect = native([("rate", "8000")])
     with pytest.raises(PeerError, match="sample_rate is 16000 in the start message but 8000 in"):
         dialect.receive_text('{"type":"start","audio":{"sample_rate":16000}}')
 
 
 def test_an_end_without_audio_is_an_empty_call() -> None:
-    assert NativeDialect().receive_text(END) == [Start(), End()]
+    assert native().receive_text(END) == [Start(), End()]
 
 
 def test_an_event_is_json_text() -> None:
     turn = Turn(start_s=0.0, end_s=1.0, label="sad", scores={"sad": 1.0}, windows=1)
-    text = NativeDialect().message_of(turn)
+    dialect = native()
+    dialect.receive_event(turn)
+    (text,) = dialect.messages_to_send()
     assert json.loads(text)["type"] == "turn"
     assert decode_event(text) == turn
+    assert dialect.messages_to_send() == []
 
 
 @pytest.mark.parametrize(
@@ -164,17 +172,18 @@ def test_a_step_out_of_range_is_refused_in_the_same_words(step_ms: int) -> None:
     fault = refusal(json.dumps({"type": "start", "step_ms": step_ms}))
     assert (str(fault), fault.code, fault.close_code) == (sentence, "bad_config", CloseCode.POLICY)
     with pytest.raises(PeerError, match=sentence):
-        NativeDialect([("step_ms", str(step_ms))]).receive_bytes(b"")
+        native([("step_ms", str(step_ms))]).receive_bytes(b"")
 
 
 @pytest.mark.parametrize("step_ms", [100, 110, 250, 10_000])
 def test_a_step_in_range(step_ms: int) -> None:
-    (start,) = NativeDialect().receive_text(json.dumps({"type": "start", "step_ms": step_ms}))
+    (start,) = native().receive_text(json.dumps({"type": "start", "step_ms": step_ms}))
     assert start == Start(step_s=step_ms / 1000)
 
 
 def test_the_shortest_step_is_the_servers_to_say() -> None:
-    (start,) = NativeDialect(min_step_ms=10).receive_text('{"type":"start","step_ms":10}')
+    dialect = NativeDialect(Handshake(path="/v1/stream"), min_step_ms=10)
+    (start,) = dialect.receive_text('{"type":"start","step_ms":10}')
     assert start == Start(step_s=0.01)
 
 
@@ -210,24 +219,55 @@ def test_nothing_comes_twice_or_after_the_end(messages: tuple[str | bytes, ...])
     assert (fault.code, fault.close_code) == ("bad_message", CloseCode.POLICY)
 
 
+RESUME = '{"type":"resume","session":"x","seq":3}'
+
+
+def test_who_comes_back_says_what_it_has() -> None:
+    dialect = native()
+    assert dialect.receive_text(RESUME) == [ResumeFrom(session="x", seq=3)]
+    assert dialect.receive_bytes(b"\x00") == [b"\x00"]
+    assert dialect.receive_text('{"type":"ack","seq":7}') == [Acknowledge(seq=7)]
+    assert dialect.receive_text(END) == [End()]
+    assert dialect.receive_text('{"type":"ack","seq":9}') == [Acknowledge(seq=9)], "after the end"
+
+
+def test_who_comes_back_may_say_from_where_it_can_send() -> None:
+    text = '{"type":"resume","session":"x","seq":3,"samples":9000}'
+    assert native().receive_text(text) == [ResumeFrom(session="x", seq=3, samples=9000)]
+
+
+def test_the_server_tells_what_has_arrived() -> None:
+    dialect = native()
+    dialect.receive_progress("x", 16000, 4)
+    (text,) = dialect.messages_to_send()
+    assert json.loads(text) == {"type": "ack", "session": "x", "samples": 16000, "seq": 4}
+
+
 @pytest.mark.parametrize(
-    "text",
+    "messages",
     [
-        '{"type":"resume"}',
-        '{"type":"resume","session":"x","seq":3}',
-        '{"type":"resume","session":"x","seq":3,"more":true}',
-        '{"type":"resume","session":7,"seq":"3"}',
-        '{"type":"ack"}',
-        '{"type":"ack","seq":3}',
-        '{"type":"ack","seq":-1,"session":null}',
+        ('{"type":"resume"}',),
+        ('{"type":"resume","session":"x"}',),
+        ('{"type":"resume","session":"x","seq":-1}',),
+        ('{"type":"resume","session":"x","seq":3,"more":true}',),
+        ('{"type":"resume","session":"x","seq":3,"samples":-1}',),
+        ('{"type":"resume","session":7,"seq":"3"}',),
+        ('{"type":"resume","session":"' + "x" * 65 + '","seq":3}',),
+        ('{"type":"ack","seq":3}',),
+        (START, '{"type":"ack"}'),
+        (START, '{"type":"ack","seq":-1}'),
+        (START, '{"type":"ack","seq":3,"session":null}'),
+        (START, RESUME),
+        (b"\x00\x00", RESUME),
+        (RESUME, RESUME),
+        (RESUME, START),
+        (RESUME, END, RESUME),
     ],
 )
-@pytest.mark.parametrize("before", [(), (START,), (START, b"\x00\x00"), (START, END)])
-def test_resume_and_ack_are_refused_in_words(before: tuple[str | bytes, ...], text: str) -> None:
-    fault = refusal(*before, text)
-    assert "resume and acknowledgements are not supported yet" in str(fault)
-    assert 'expected a new call, on a new connection, with "start"' in str(fault)
-    assert (fault.code, fault.close_code) == ("unsupported", CloseCode.UNSUPPORTED)
+def test_what_does_not_resume(messages: tuple[str | bytes, ...]) -> None:
+    fault = refusal(*messages)
+    assert (fault.code, fault.close_code) == ("bad_message", CloseCode.POLICY)
+    assert "expected" in str(fault)
 
 
 def test_text_is_short() -> None:
@@ -273,14 +313,14 @@ def test_only_peer_errors_come_out(
 ) -> None:
     inputs: list[Any] = []
     try:
-        dialect = NativeDialect(query)
+        dialect = native(query)
         for message in messages:
             inputs += receive(dialect, message)
     except PeerError as fault:
         assert str(fault).isprintable() or "\n" not in str(fault)
         str(fault).encode(errors="surrogatepass")
     # What came out is one start, audio, one end: a server need not check it again.
-    kinds = [type(item) for item in inputs]
-    assert kinds.count(Start) <= 1 and kinds.count(End) <= 1
-    assert not kinds or kinds[0] is Start
+    kinds = [type(item) for item in inputs if not isinstance(item, Acknowledge)]
+    assert kinds.count(Start) + kinds.count(ResumeFrom) <= 1 and kinds.count(End) <= 1
+    assert not kinds or kinds[0] in (Start, ResumeFrom)
     assert End not in kinds[:-1]

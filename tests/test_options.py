@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
 from streamer import __version__
-from streamer.cli import main_serve, main_stream
+from streamer.cli import main_stream
 from streamer.events import event_schema
-from streamer.options import serve_options, stream_options
-from streamer.server import ServerConfig
+from streamer.options import stream_options
 
 
 @pytest.mark.parametrize(
@@ -49,10 +47,9 @@ def test_schema_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"ser-stream {__version__}\n"
 
 
-@pytest.mark.parametrize("main", [main_stream, main_serve])
-def test_help_fits_a_terminal(main: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
-        main(["--help"])
+        main_stream(["--help"])
     assert exit.value.code == 0
     text = capsys.readouterr().out
     assert "examples:" in text and "--analyse-agents" in text
@@ -69,22 +66,3 @@ def test_what_follows_two_dashes_is_a_path() -> None:
     options = stream_options(["--json", "a.wav", "--", "-x.wav", "--mic"])
     assert options.paths == ["a.wav", "-x.wav", "--mic"]
     assert options.json and not options.mic
-
-
-@pytest.mark.parametrize(("max_calls", "max_connections"), [(50, 1000), (2000, 10_000)])
-def test_server_takes_connections_enough_for_its_calls(
-    max_calls: int, max_connections: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configs: list[ServerConfig] = []
-    monkeypatch.setattr("streamer.server.serve", lambda config, *_: configs.append(config) or 0)
-    assert main_serve(["--max-calls", str(max_calls)]) == 0
-    assert configs[0].max_calls == max_calls
-    assert configs[0].max_connections == max_connections
-
-
-def test_server_defaults_are_the_servers() -> None:
-    options, config = serve_options([]), ServerConfig()
-    assert (options.host, options.port) == (config.host, config.port)
-    assert options.max_calls == config.max_calls
-    assert options.step_ms / 1000 == config.session.step_s
-    assert options.analyse_agents is config.analyse_agents is False

@@ -32,7 +32,7 @@ PCM = encode_audio([np.concatenate([tone_speech(3.0), np.zeros(16000, np.float32
 CHUNKS = [PCM[start : start + 6400] for start in range(0, len(PCM), 6400)]
 
 HANDSHAKE = (
-    b"GET /v1/stream%s HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"GET /v1/stream%s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 
@@ -49,7 +49,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = tiny_model(tmp_path_factory.mktemp("model"))
     with Batcher(Model.load(path, provider="cpu")) as scorer:
         expected = list(recognize(Call(scorer.card, CallConfig()), [PCM], scorer))
-    with server_process(path, handshake_timeout_s=2.0, idle_timeout_s=2.0) as server:
+    settings = {"handshake_timeout_s": 2.0, "idle_timeout_s": 2.0, "resume_timeout_s": 2.0}
+    with server_process(path, **settings) as server:
         server.wait_until_ready()
         yield Served(server, server.num_files(), expected)
         assert server.stop() == 0

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from streamer.audio import AudioFormat, Decoder
+from streamer.card import UNCERTAIN, Calibration, Rejection
 from streamer.errors import AudioError, ConfigError, ScoreError, SessionClosedError
 from streamer.events import Emotion, Error, Gap, Lag, Speech, Turn
 from streamer.session import Session, SessionConfig, Window
@@ -187,6 +189,35 @@ def test_nothing_is_taken_after_the_end() -> None:
     assert session.horizon == math.inf
 
 
+# What is uncertain
+
+
+def test_below_its_threshold_a_label_is_uncertain_and_the_scores_are_given() -> None:
+    card = replace(CARD, rejection=Rejection(smoothed=0.6, turn=0.5), calibration=Calibration())
+    for top, label, turn_label in [
+        (0.55, UNCERTAIN, "happy"),
+        (0.45, UNCERTAIN, UNCERTAIN),
+        (0.65, "happy", "happy"),
+    ]:
+        session = Session(SessionConfig(), card)
+        session.receive_audio(LONG)
+        session.receive_end()
+        rest = (1.0 - top) / 3.0
+        for window in session.windows_to_score():
+            session.receive_scores(window, np.log([rest, top, rest, rest]))
+        events = session.events_to_send()
+        emotions, (turn,) = of_type(events, Emotion), of_type(events, Turn)
+        assert {event.label for event in emotions} == {label}
+        assert turn.label == turn_label
+        for event in (*emotions, turn):
+            assert tuple(event.scores) == LABELS
+            assert event.scores["happy"] == pytest.approx(top, abs=1e-5)
+        assert session.summary().labels == {
+            **dict.fromkeys((*LABELS, UNCERTAIN), 0.0),
+            turn_label: 1.0,
+        }
+
+
 # Windows that are not scored
 
 
@@ -224,7 +255,7 @@ def test_a_scorer_that_fails_is_an_error_that_is_not_fatal() -> None:
     assert (lost.code, lost.fatal, lost.role) == ("turn_not_scored", False, "customer")
     summary = session.summary()
     assert (summary.dropped, summary.turns, summary.emotions) == (13, 1, 0)
-    assert summary.labels == dict.fromkeys(LABELS, 0.0)
+    assert summary.labels == dict.fromkeys((*LABELS, UNCERTAIN), 0.0)
 
 
 # Gaps

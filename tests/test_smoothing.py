@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -170,6 +171,52 @@ def test_a_lead_that_wavers_within_the_margin_changes_nothing() -> None:
     steadier.update(leading(3), 0.0)
     for number in range(1, 40):
         assert steadier.update(leading(number % 4, 0.03), 0.25 * number) == 3
+
+
+# Uncertain
+
+
+def top(index: int, score: float) -> np.ndarray:
+    """Return scores whose highest is ``score``, the others equal."""
+    scores = np.full(4, (1.0 - score) / 3)
+    scores[index] = score
+    return scores
+
+
+@pytest.mark.parametrize(("score", "label"), [(0.45, None), (0.5, 2), (0.55, 2)])
+def test_the_first_label_is_uncertain_below_the_threshold(score: float, label: int | None) -> None:
+    assert LabelSteadier(CONFIG, 0.5).update(top(2, score), 0.0) == label
+
+
+def test_uncertain_is_entered_and_left_by_the_margin_and_the_dwell() -> None:
+    steadier = LabelSteadier(CONFIG, 0.5)
+    shown = [
+        steadier.update(top(index, score), time_s)
+        for time_s, index, score in [
+            (0.0, 0, 0.60),
+            (1.0, 0, 0.46),  # below, but by less than the margin
+            (2.0, 0, 0.44),
+            (2.25, 0, 0.90),  # within the dwell
+            (3.0, 0, 0.54),  # above, but by less than the margin
+            (4.0, 1, 0.56),
+        ]
+    ]
+    assert shown == [0, 0, None, None, None, 1]
+
+
+def test_without_a_threshold_there_is_always_a_label() -> None:
+    steadier = LabelSteadier(CONFIG)
+    rows = some_scores(200, 5)
+    assert all(steadier.update(row, 0.25 * n) is not None for n, row in enumerate(rows))
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 999), threshold=st.floats(0.25, 0.9))
+def test_every_label_shown_stands_for_the_dwell(seed: int, threshold: float) -> None:
+    steadier = LabelSteadier(CONFIG, threshold)
+    shown = [steadier.update(row, 0.25 * n) for n, row in enumerate(some_scores(120, seed))]
+    changes = [n for n in range(1, len(shown)) if shown[n] != shown[n - 1]]
+    assert all(later - sooner >= 3 for sooner, later in itertools.pairwise(changes))
 
 
 # What is refused

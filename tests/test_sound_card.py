@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from streamer.audio import SAMPLE_RATE, AudioFormat
-from streamer.drivers import Lost
+from streamer.call import Lost
 from streamer.errors import SourceError
 from streamer.microphone import Microphone, list_devices
 from tests.scorers import read_until_error

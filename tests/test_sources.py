@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from streamer.audio import AudioFormat, Decoder
-from streamer.drivers import Chunk, Lost
+from streamer.call import Chunk, Lost
 from streamer.errors import SourceError
 from streamer.sources import file_chunks, paced, stdin_chunks
 from tests.scorers import read_until_error

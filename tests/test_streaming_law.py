@@ -244,10 +244,11 @@ def test_an_operator_can_set_nothing_that_the_model_was_trained_on() -> None:
         return {field.name for field in dataclasses.fields(config)}
 
     assert fields(SessionConfig) == {"step_s", "vad", "smoothing"}
-    calls = {"audio", "roles", "analyse_agents", "session", "session_id", "source"}
+    calls = {"audio", "roles", "analyse_agents", "session", "session_id", "source", "alerts"}
+    calls |= {"as_tracks", "start_sample", "first_seq"}
     assert fields(CallConfig) == calls
     assert set(inspect.signature(Call).parameters) == {"card", "config"}
-    sessions = {"config", "card", "channel", "role", "analyse"}
+    sessions = {"config", "card", "channel", "role", "analyse", "start_sample"}
     assert set(inspect.signature(Session).parameters) == sessions
 
 

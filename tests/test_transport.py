@@ -36,7 +36,7 @@ def raw(running: Running, data: bytes = b"") -> socket.socket:
     "data",
     [
         b"",
-        b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nUpgrade: webso",
+        b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: webso",
         b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",  # and nothing more: no keep-alive for ever
         b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /he",
         b"\x16\x03\x01\x02\x00\x01\x00",  # TLS
@@ -67,7 +67,7 @@ def websocket_frames(running: Running) -> socket.socket:
     connection.settimeout(DEADLINE_S)
     connection.connect(("127.0.0.1", running.port))
     connection.sendall(
-        b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
     assert connection.recv(4096).startswith(b"HTTP/1.1 101 ")

@@ -22,8 +22,8 @@ from types import TracebackType
 
 import pytest
 
-from streamer.call import Call, CallConfig
-from streamer.drivers import Chunk, recognize
+from streamer.call import Call, CallConfig, Chunk
+from streamer.drivers import recognize
 from streamer.events import encode_event
 from streamer.microphone import Microphone, list_devices
 from tests.scorers import FakeScorer, make_card

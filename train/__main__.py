@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from streamer.errors import ConfigError, SerStreamError
+from train import adapt_command, evaluate_command
 from train.checkpoint import is_finished, num_epochs_done
 from train.config import FitConfig, load_config
+from train.copies import noise_utterances
 from train.corpora import Utterance, load_data, load_iemocap, load_manifest
-from train.dataset import CONDITIONS, cache_clips
-from train.evaluate import evaluate
+from train.dataset import cache_clips
 from train.folds import FoldsConfig, News, fit_fold, fit_side_by_side
 from train.loop import fit
+from train.material import find_surroundings
+from train.reproduce_command import add_options, run_command
 from train.splits import Split, speaker_folds, split_all
 
 EXAMPLES = """\
@@ -33,7 +32,10 @@ examples:
   python -m train fit --manifest calls.csv --all           your own speech, nobody held out
   python -m train fit --fold 0 --set epochs=10 --set network.num_heads=2
   python -m train folds --config paper -o runs/paper       the five folds, in turn
-  python -m train evaluate runs/paper                      what they are worth on unheard speakers
+  python -m train evaluate runs/paper --jobs 2             what they are worth on unheard speakers
+  python -m train evaluate can.onnx --data DIR             one model file, as it would be served
+  python -m train reproduce --corpora emodb --small        the paper's tables and figures
+  python -m train adapt streamer/models/can.onnx --manifest calls.csv -o mine.onnx
 """
 DATA = Path("../shared/data")
 CACHE = Path(".cache/features")
@@ -79,26 +81,19 @@ def _parser() -> argparse.ArgumentParser:
     five.add_argument("--jobs", type=_positive, default=1, help="folds at a time (1)")
     _add_training_options(five)
     five.set_defaults(run=_folds, after_interrupt="the same command goes on after the last epochs:")
-    judge = commands.add_parser("evaluate", help="results", description=_evaluate.__doc__)
-    judge.add_argument("folder", type=Path, help="a folder that `folds` filled, such as runs/paper")
-    judge.add_argument("-o", "--output", type=Path, help="the JSON file (FOLDER/results.json)")
-    judge.add_argument(
-        "--fold",
-        type=int,
-        action="append",
-        default=[],
-        help="only this one; give more than once for several",
+    evaluate_command.add_parser(commands)
+    adapt_command.add_parser(commands)
+    again = commands.add_parser(
+        "reproduce", help="the paper's tables and figures", description=_reproduce.__doc__
     )
-    judge.add_argument(
-        "--corpus",
-        action="append",
-        default=[],
-        help="only this one; give more than once for several",
+    add_options(again)
+    again.add_argument("--config", default="paper", help="the full network's (paper)")
+    again.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change it")
+    again.add_argument(
+        "--cache", type=Path, default=CACHE, help=f"where features are kept ({CACHE})"
     )
-    judge.add_argument("--jobs", type=_positive, default=1, help="processes (1)")
-    judge.add_argument("--threads", type=_positive, help="of this process (as many as cores)")
-    _add_data_options(judge)
-    judge.set_defaults(run=_evaluate, after_interrupt="nothing was written; this starts it again:")
+    _add_data_options(again)
+    again.set_defaults(run=_reproduce, after_interrupt="the same command goes on where it was:")
     return parser
 
 
@@ -130,6 +125,9 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "--manifest", type=Path, help="your own CSV with the columns path, speaker and label"
     )
     data.add_argument("--iemocap", type=Path, help="IEMOCAP as it is handed out: Session1-5")
+    parser.add_argument(
+        "--aux", type=Path, help="noises and rooms: its folders esc10 and rir (DATA/aux)"
+    )
 
 
 def _positive(text: str) -> int:
@@ -147,7 +145,7 @@ def _fit(options: argparse.Namespace, console: Console) -> None:
     else:
         split, name = _fold(utterances, options.fold), f"fold{options.fold}"
     folder = options.output or Path("runs", config.name, name)
-    _fill_cache(utterances, config, options.cache, console)
+    _fill_cache(utterances, config, options, console)
     epochs = num_epochs_done(folder)
     if epochs:
         console.print(f"{folder}: goes on after epoch {epochs}", markup=False, highlight=False)
@@ -158,6 +156,7 @@ def _fit(options: argparse.Namespace, console: Console) -> None:
             config,
             folder,
             options.cache,
+            aux=_aux(options),
             device=options.device,
             report=lambda line: _print_epoch(progress.console, name, line),
             advance=lambda share: progress.update(task, completed=share),
@@ -174,13 +173,15 @@ def _folds(options: argparse.Namespace, console: Console) -> None:
     """
     config, utterances = _begin(options)
     run = options.output or Path("runs", config.name)
-    folds = FoldsConfig(fit=config, run=run, cache=options.cache, device=options.device)
+    folds = FoldsConfig(
+        fit=config, run=run, cache=options.cache, aux=_aux(options), device=options.device
+    )
     splits = speaker_folds(utterances)
     waiting = [split for split in splits if not is_finished(folds.folder(split), config)]
     num_finished = len(splits) - len(waiting)
     console.print(f"{num_finished} of {len(splits)} folds are finished", highlight=False)
     if waiting:
-        _fill_cache(utterances, config, options.cache, console)
+        _fill_cache(utterances, config, options, console)
     with _progress(console) as progress:
         tasks = {split.fold: progress.add_task(f"fold{split.fold}", total=1.0) for split in waiting}
 
@@ -201,32 +202,12 @@ def _folds(options: argparse.Namespace, console: Console) -> None:
     console.print(f"done: {run}", markup=False, highlight=False)
 
 
-def _evaluate(options: argparse.Namespace, console: Console) -> None:
-    """Measure trained folds on the speakers that each has not heard, through the real session.
+def _reproduce(options: argparse.Namespace, console: Console) -> None:
+    """Train the paper's variants and the systems beside it, and lay its tables and figures out.
 
-    Clean and over the telephone: UAR, its 95 % interval by bootstrap over speakers, WA, confusion;
-    temperatures from each fold's validation speakers.
+    What is finished is passed over; a report with its figures comes of all of it.
     """
-    _set_threads(options.threads)
-    utterances = _load(options)
-    started = time.monotonic()
-    with _progress(console, MofNCompleteColumn()) as progress:
-        task = progress.add_task("utterances", total=None)
-        results = evaluate(
-            options.folder,
-            utterances,
-            folds=options.fold,
-            corpora=options.corpus,
-            jobs=options.jobs,
-            begin=lambda total: progress.update(task, total=total),
-            advance=lambda count: progress.advance(task, count),
-        )
-    results["command"] = options.command_line
-    results["seconds"] = round(time.monotonic() - started, 1)
-    output = options.output or options.folder / "results.json"
-    output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    _print_results(Console(), results)
-    console.print(f"done: {output}", markup=False, highlight=False)
+    run_command(_load(options), options, console)
 
 
 def _begin(options: argparse.Namespace) -> tuple[FitConfig, list[Utterance]]:
@@ -243,14 +224,17 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _load(options: argparse.Namespace) -> list[Utterance]:
-    """Utterances with one of the four labels: the others neither train nor test."""
+    """All utterances; those of another emotion than the four have no label and test nothing."""
     if options.manifest:
-        utterances = load_manifest(options.manifest)
-    elif options.iemocap:
-        utterances = load_iemocap(options.iemocap)
-    else:
-        utterances = load_data(options.data)
-    return [utterance for utterance in utterances if utterance.label]
+        return list(load_manifest(options.manifest))
+    if options.iemocap:
+        return list(load_iemocap(options.iemocap))
+    return list(load_data(options.data))
+
+
+def _aux(options: argparse.Namespace) -> Path:
+    aux: Path = options.aux or options.data / "aux"
+    return aux
 
 
 def _fold(utterances: Sequence[Utterance], fold: int) -> Split:
@@ -261,19 +245,27 @@ def _fold(utterances: Sequence[Utterance], fold: int) -> Split:
 
 
 def _fill_cache(
-    utterances: Sequence[Utterance], config: FitConfig, cache: Path, console: Console
+    utterances: Sequence[Utterance],
+    config: FitConfig,
+    options: argparse.Namespace,
+    console: Console,
 ) -> None:
     """Compute what features are not there yet, under a bar of its own."""
+    surroundings = find_surroundings(config, _aux(options))
+    parts = [(list(utterances), condition) for condition in config.shares]
+    if config.noise_alone:
+        parts.append((list(noise_utterances(surroundings)), "clean"))
     with _progress(console, MofNCompleteColumn()) as progress:
-        task = progress.add_task("features", total=len(CONDITIONS) * len(utterances))
-        for condition in CONDITIONS:
+        task = progress.add_task("features", total=sum(len(part) for part, _ in parts))
+        for part, condition in parts:
             cache_clips(
-                utterances,
+                part,
                 condition,
                 config.features,
                 config.window,
-                cache,
+                options.cache,
                 lambda: progress.advance(task),
+                surroundings=surroundings,
             )
 
 
@@ -300,40 +292,6 @@ def _print_epoch(console: Console, name: str, line: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _print_results(console: Console, results: dict[str, Any]) -> None:
-    genders = sorted({name for corpus in results["corpora"].values() for name in corpus["gender"]})
-    table = Table(title=results["protocol"], box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("corpus", no_wrap=True)
-    for heading in ("speakers", "n", "UAR", "95 %", "WA", *genders, "telephone"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, corpus in results["corpora"].items():
-        by_gender = (corpus["gender"].get(gender) for gender in genders)
-        table.add_row(
-            name,
-            f"{corpus['speakers']}",
-            f"{corpus['n']}",
-            f"{corpus['uar']:.3f}",
-            "{:.3f}-{:.3f}".format(*corpus["interval"]),
-            f"{corpus['wa']:.3f}",
-            *(f"{report['uar']:.3f}" if report else "-" for report in by_gender),
-            f"{results['telephone'][name]['uar']:.3f}",
-        )
-    console.print(table)
-    mean = results["mean"]
-    num_unanswered = sum(sum(corpus["unanswered"]) for corpus in results["corpora"].values())
-    lines = [
-        f"UAR, mean over corpora: {mean['clean']:.3f}; telephone: {mean['telephone']:.3f}",
-        f"utterances without a turn, which count as wrong: {num_unanswered}",
-    ]
-    for kind, temperature in results["calibration"].items():
-        ece = results["ece"][kind]
-        lines.append(
-            f"{kind}: temperature {temperature:.3f}, calibration error {ece['before']:.3f} before, "
-            f"{ece['after']:.3f} after"
-        )
-    console.print("\n".join(lines), highlight=False)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,13 @@ class CanConfig:
     use_static: bool = True  # Table 2: M1-2 drops it
     use_delta: bool = True  # Table 2: M1-3
     use_delta_delta: bool = True  # Table 2: M1-4
-    num_mfcc: int = 26
+    num_rows: int = 26  # coefficients, and pitch where the features have it
     num_frames: int = 200  # frames in a window of 2 s; the weights themselves do not depend on it
+    # "paper" is Table 1, a picture of rows and frames. "temporal" convolves along time alone, with
+    # the rows as channels: neighbouring cepstra are no neighbours as neighbouring pixels are.
+    front: Literal["paper", "temporal"] = "paper"
     conv_channels: tuple[int, ...] = (8, 16, 32, 64)  # Table 1; the last one is the (26, 1) layer
+    time_stride: int = 1  # frames a step of the first layer; "temporal" only
     # Table 1 names no activation. With one after the last layer, the ReLU on F3 is idle.
     last_conv_activation: bool = False
     channel_attention: bool = True  # Table 3: M2-2 drops it
@@ -48,9 +52,18 @@ class CanConfig:
     head_width: int = 64  # not stated; the width of the embedding
     attention_scaled: bool = False  # Eq. 3 has no 1 / sqrt(head_width)
     dropout: float = 0.0  # on the BLSTM's input and on the classifier's; not in the paper
+    # Adds mean and deviation over time of the BLSTM's output to the embedding.
+    statistics_pooling: bool = False
+    num_emotions: int = 0  # words of the corpora's own for a second classifier, in training alone
     # Scales the returned embedding, which the triplet loss sees, to length 1; the classifier reads
     # it as it was.
     normalize_embedding: bool = False
+    # Networks whose mean probability is the answer, see train/committee.py: CANs, and networks that
+    # hear statistics alone, of `statistics_width` cells.
+    members: int = 1
+    statistics_members: int = 0
+    statistics_width: int = 256
+    num_ceps: int = 26  # coefficients among the rows
     num_labels: int = 4
 
     def __post_init__(self) -> None:
@@ -65,6 +78,22 @@ class CanConfig:
             )
         if any(size % 2 == 0 for size in self.spatial_kernel):
             raise ConfigError(f"spatial_kernel is {self.spatial_kernel}: expected odd sizes")
+        if self.front not in ("paper", "temporal") or not 1 <= self.time_stride <= 8:
+            raise ConfigError(
+                f"front {self.front!r}, time_stride {self.time_stride}: expected 'paper' or "
+                "'temporal', and 1 to 8"
+            )
+        if self.front == "paper" and self.time_stride != 1:
+            raise ConfigError(
+                f"time_stride is {self.time_stride}: expected 1, the front is Table 1"
+            )
+        if not (0 <= self.members <= 16 and 0 <= self.statistics_members <= 16) or not (
+            self.members or self.statistics_members
+        ):
+            raise ConfigError(
+                f"{self.members} members, {self.statistics_members} of statistics: expected 0 to "
+                "16 of both, and one at least"
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout}: expected 0 or more and less than 1")
         if self.conv_channels[-1] < self.channel_reduction:
@@ -96,12 +125,13 @@ class CanConfig:
     @property
     def embedding_width(self) -> int:
         """Length of the embedding."""
-        return self.head_width if self.self_attention else 2 * self.lstm_cells
+        width = self.head_width if self.self_attention else 2 * self.lstm_cells
+        return width + (4 * self.lstm_cells if self.statistics_pooling else 0)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Shape of one window: (3, num_mfcc, num_frames)."""
-        return NUM_FEATURES, self.num_mfcc, self.num_frames
+        """Shape of one window: (3, num_rows, num_frames)."""
+        return NUM_FEATURES, self.num_rows, self.num_frames
 
 
 class CanOutput(NamedTuple):
@@ -110,12 +140,13 @@ class CanOutput(NamedTuple):
     logits: Tensor  # (n, num_labels), before the softmax
     embedding: Tensor  # (n, embedding_width)
     attention: Tensor  # (n, T), sums to 1: how much each frame contributed to the embedding
+    emotions: Tensor | None = None  # (n, num_emotions), before the softmax; None if there are none
 
 
 class ConvStack(nn.Module):
     """Table 1: three (3, 3) convolutions, then one as high as the map; each batch-normalised.
 
-    (n, c, num_mfcc, T) -> F0 (n, T, conv_channels[-1]): from here on channels come last, as the
+    (n, c, num_rows, T) -> F0 (n, T, conv_channels[-1]): from here on channels come last, as the
     BLSTM reads them.
     """
 
@@ -132,7 +163,7 @@ class ConvStack(nn.Module):
             ]
             width = channels
         self.inner = nn.Sequential(*layers)
-        self.last = nn.Conv2d(width, last, (config.num_mfcc, 1), bias=False)
+        self.last = nn.Conv2d(width, last, (config.num_rows, 1), bias=False)
         self.last_norm = nn.BatchNorm2d(last)
         self.activation = nn.ReLU(inplace=True) if config.last_conv_activation else nn.Identity()
 
@@ -140,6 +171,33 @@ class ConvStack(nn.Module):
         """Convolve a batch of normalised features into F0."""
         f0: Tensor = self.activation(self.last_norm(self.last(self.inner(x))))
         return f0.squeeze(2).transpose(1, 2)
+
+
+class TemporalStack(nn.Module):
+    """Convolutions along time, each batch-normalised; the rows of all features are the channels.
+
+    (n, c, num_rows, T) -> F0 (n, T / time_stride, conv_channels[-1]).
+    """
+
+    def __init__(self, config: CanConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = len(config.kept_features) * config.num_rows
+        for number, channels in enumerate(config.conv_channels):
+            size, stride = (5 if number < 2 else 3), (config.time_stride if number == 0 else 1)
+            if number:
+                layers += [nn.ReLU(inplace=True), nn.Dropout(config.dropout / 2)]
+            layers += [
+                nn.Conv1d(width, channels, size, stride, padding=size // 2, bias=False),
+                nn.BatchNorm1d(channels),
+            ]
+            width = channels
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve a batch of normalised features into F0."""
+        f0: Tensor = self.layers(x.flatten(1, 2))
+        return f0.transpose(1, 2)
 
 
 class ChannelAttention(nn.Module):
@@ -233,7 +291,7 @@ class HeadFusion(nn.Module):
 class CascadedAttentionNetwork(nn.Module):
     """CAN (Fig. 1): windows of features -> logits, embedding and the frames' attention.
 
-    `mean` and `deviation`, each (3, num_mfcc, 1), are the training frames' statistics; they travel
+    `mean` and `deviation`, each (3, num_rows, 1), are the training frames' statistics; they travel
     with the weights and are applied first. Left out, they are 0 and 1.
 
     Raises:
@@ -249,7 +307,7 @@ class CascadedAttentionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        shape = (NUM_FEATURES, config.num_mfcc, 1)
+        shape = (NUM_FEATURES, config.num_rows, 1)
         mean = torch.zeros(shape) if mean is None else _statistic("mean", mean, shape)
         spread = (
             torch.ones(shape) if deviation is None else _statistic("deviation", deviation, shape)
@@ -259,7 +317,7 @@ class CascadedAttentionNetwork(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", spread)
         self.register_buffer("kept", torch.tensor(config.kept_features), persistent=False)
-        self.conv = ConvStack(config)
+        self.conv = TemporalStack(config) if config.front == "temporal" else ConvStack(config)
         self.attention = SpatiotemporalAttention(config)
         self.blstm = nn.LSTM(
             config.conv_channels[-1], config.lstm_cells, bidirectional=True, batch_first=True
@@ -267,11 +325,18 @@ class CascadedAttentionNetwork(nn.Module):
         self.fusion = HeadFusion(config) if config.self_attention else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.classifier = nn.Linear(config.embedding_width, config.num_labels)
+        self.emotions = (
+            nn.Linear(config.embedding_width, config.num_emotions) if config.num_emotions else None
+        )
         # Convolutions follow their weights' layout: this takes a tenth off a step on a CPU.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def outputs(self, x: Tensor) -> list[CanOutput]:
+        """Return the one output, as a committee of one."""
+        return [self(x)]
+
     def forward(self, x: Tensor) -> CanOutput:
-        """Score windows (n, 3, num_mfcc, T), features as they come from the front end."""
+        """Score windows (n, 3, num_rows, T), features as they come from the front end."""
         x = (x - self.mean) / self.deviation
         if len(self.config.kept_features) < NUM_FEATURES:
             x = x.index_select(1, self.kept)
@@ -282,10 +347,17 @@ class CascadedAttentionNetwork(nn.Module):
             attention = torch.ones_like(sequence[:, :, 0]) / sequence.shape[1]
         else:
             embedding, attention = self.fusion(sequence)
-        logits = self.classifier(self.dropout(embedding))
+        if self.config.statistics_pooling:
+            deviation = (sequence.var(1) + 1e-4).sqrt()
+            embedding = torch.cat([embedding, sequence.mean(1), deviation], dim=1)
+        if (stride := self.config.time_stride) > 1:  # a step's attention is shared by its frames
+            attention = (attention / stride).repeat_interleave(stride, dim=1)
+        seen = self.dropout(embedding)
+        logits = self.classifier(seen)
+        emotions = None if self.emotions is None else self.emotions(seen)
         if self.config.normalize_embedding:
             embedding = functional.normalize(embedding, dim=1)
-        return CanOutput(logits, embedding, attention)
+        return CanOutput(logits, embedding, attention, emotions)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from streamer.card import Card
+from streamer.card import UNCERTAIN, Card
 from streamer.errors import ConfigError
 from train.config import config_to_dict, load_config
 from train.corpora import LABELS
@@ -134,13 +134,44 @@ def _results(results: Results, card: Card) -> str:
         [
             _whose_results(results, card),
             main,
-            f"Mean UAR over corpora: {results.mean.clean:.3f}, over the telephone "
-            f"{results.mean.telephone:.3f}. Chance is {1 / len(card.labels):g}. Utterances in "
+            f"Mean UAR over corpora: {results.mean['clean']:.3f}, over the telephone "
+            f"{results.mean['telephone']:.3f}. Chance is {1 / len(card.labels):g}. Utterances in "
             f"which no turn was found count as wrong: {num_silent}. Intervals are by bootstrap "
-            "over speakers. Telephone: 8 kHz, G.711.",
+            "over speakers. Telephone: 300 to 3400 Hz, 8 kHz, G.711.",
+            *_as_served(results),
             _folds(results),
         ]
     )
+
+
+def _as_served(results: Results) -> list[str]:
+    """Say what an evaluation found beside corpora and conditions, as far as it looked."""
+    lines = []
+    others = {name: uar for name, uar in results.mean.items() if name not in ("clean", "telephone")}
+    if others:
+        each = ", ".join(f"{name} {uar:.3f}" for name, uar in others.items())
+        lines.append(f"Mean UAR in noise of so many dB below the speech, and in a room: {each}.")
+    if results.heard_s:
+        each = ", ".join(f"{name} s {rate.uar:.3f}" for name, rate in results.heard_s.items())
+        lines.append(f"Mean UAR by seconds heard: {each.replace('all s', 'all')}.")
+    if results.offline:
+        lines.append(
+            f"From the corpus's own boundaries, offline, it is {results.offline.gap_points:+.1f} "
+            f"points; with the whole speaker's mean {results.offline.gap_to_whole_points:+.1f}."
+        )
+    if spliced := results.spliced:
+        delay = "none" if spliced.median_delay_s is None else f"{spliced.median_delay_s:.2f} s"
+        lines.append(
+            f"{spliced.calls} calls from neutral to angry and back: anger shown in "
+            f"{spliced.detected:.0%}, median delay {delay}, {spliced.flips_a_minute:.1f} changes "
+            "of the label a minute where nothing changed."
+        )
+    if results.noise:
+        lines.append(
+            f"{results.noise.minutes:.0f} minutes of noise alone: "
+            f"{results.noise.alarms_a_minute:.1f} emotional false alarms a minute."
+        )
+    return ["\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _whose_results(results: Results, card: Card) -> str:
@@ -181,6 +212,12 @@ def _calibration(card: Card, results: Results | None) -> str:
         errors = (f"{error.before:.3f}", f"{error.after:.3f}") if error else ("-", "-")
         rows.append((kind, f"{getattr(calibration, kind):.3f}", *errors))
     table = _table(("scores", "temperature", "error before", "error after"), rows)
+    rejection = card.rejection
+    if rejection.smoothed or rejection.turn:
+        table += (
+            f"\n\nThe label is `{UNCERTAIN}` where the highest smoothed score is below "
+            f"{rejection.smoothed:.3f}, or the highest of a turn below {rejection.turn:.3f}."
+        )
     if results is None:
         return table
     return (

@@ -12,6 +12,7 @@ from streamer.card import Calibration, Card
 from streamer.errors import ConfigError
 from streamer.normalization import NormalizationConfig
 from train.can import CascadedAttentionNetwork
+from train.committee import Committee, build_can
 from train.config import FitConfig, config_from_dict, config_to_dict
 from train.corpora import LABELS
 
@@ -26,7 +27,7 @@ class Checkpoint:
     was held out; ``validation`` holds the UAR of each corpus at ``epoch``, the one that was kept.
     """
 
-    network: CascadedAttentionNetwork
+    network: CascadedAttentionNetwork | Committee
     config: FitConfig
     normalization: NormalizationConfig | None
     training_data: dict[str, dict[str, int]]
@@ -44,7 +45,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     content = _read(path, _KEYS)
     config = config_from_dict(content["config"], f"{path}")
-    network = CascadedAttentionNetwork(config.network)
+    network = build_can(config.network)
     try:
         network.load_state_dict(content["model"])
     except RuntimeError as error:

@@ -16,6 +16,7 @@ from streamer.features import FeatureConfig
 from streamer.windows import WindowConfig
 from train.augment import AugmentConfig
 from train.can import CanConfig
+from train.copies import COPIES
 from train.loss import JointLossConfig
 
 _PARTS: dict[str, Any] = {
@@ -34,13 +35,20 @@ class FitConfig:
 
     ``windows_per_clip`` windows of each clip are drawn anew every epoch among those that serving
     would score, a share ``answers`` of them among those that a turn's answer comes from; a share
-    ``telephone`` is drawn from the band-limited copy, a share ``warm`` from a channel on which the
-    speaker has spoken before; ``augment`` changes each draw. ``precision`` is that of the forward
-    and backward pass; weights are float32. ``schedule`` is ``constant`` or ``onecycle``; training
-    stops after ``patience`` epochs without a better validation, or after ``stop_after`` epochs (0:
-    never), as where nobody validates and the folds have told how many are good. What is validated
-    and kept is the running average of the weights, of decay ``weight_average`` a step (0: the last
-    ones).
+    ``warm`` from a channel on which the speaker has spoken before; ``augment`` changes each draw.
+    ``telephone``, ``slow``, ``fast``, ``noise`` and ``room`` are shares of draws from copies (see
+    ``train.copies``), the rest is clean; ``noise_alone``, as a share of the speech's, are draws of
+    noise without speech, which is to have no emotion: the same probability for all. ``mixup`` is
+    the beta distribution's parameter, 0 for none. Each window weighs as much as its corpus and
+    emotion are rare, to the power ``balance``. ``emotion_weight`` is that of a second classifier's
+    loss, over all emotions that the corpora have a word for: with it, utterances of those that are
+    not among the four train, too. ``clip_gradient`` bounds the gradient's norm, 0 for no bound.
+    ``precision`` is that of the forward and backward pass; weights are float32. ``schedule`` is
+    ``constant`` or ``onecycle``; the last epoch and each ``validate_every``-th one are validated,
+    and training stops after ``patience`` epochs without a better
+    validation, or after ``stop_after`` epochs (0: never), as where nobody validates and the folds
+    have told how many are good. What is validated and kept is the running average of the weights,
+    of decay ``weight_average`` a step (0: the last ones).
     """
 
     name: str
@@ -53,19 +61,52 @@ class FitConfig:
     memory_frames: int = 3000
     epochs: int = 40
     patience: int = 12
+    validate_every: int = 1
     stop_after: int = 0
     batch_size: int = 32
     learning_rate: float = 1e-4
     weight_decay: float = 1e-6
+    optimizer: Literal["adam", "adamw"] = "adam"
     schedule: Literal["constant", "onecycle"] = "constant"
     weight_average: float = 0.99
     windows_per_clip: int = 1
     answers: float = 0.5
     telephone: float = 0.4
+    slow: float = 0.0
+    fast: float = 0.0
+    noise: float = 0.0
+    room: float = 0.0
+    noise_alone: float = 0.0
     warm: float = 0.3
+    mixup: float = 0.0
+    balance: float = 0.0
+    emotion_weight: float = 0.0
+    clip_gradient: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 1
+
+    def __post_init__(self) -> None:
+        shares = [getattr(self, name) for name in COPIES if name != "clean"]
+        if min(shares) < 0.0 or sum(shares) > 1.0:
+            raise ConfigError(f"shares of copies {shares}: expected 0 or more, at most 1 in all")
+        if self.mixup and self.loss.alpha:
+            raise ConfigError(
+                f"mixup {self.mixup:g} with loss.alpha {self.loss.alpha:g}: expected one of them "
+                "to be 0, since a mixture is neither positive nor negative"
+            )
+        if self.network.num_rows != self.features.num_rows:
+            raise ConfigError(
+                f"network.num_rows {self.network.num_rows}: expected the features' "
+                f"{self.features.num_rows}"
+            )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the draws by condition, those that have one; they sum to 1."""
+        others = {name: float(getattr(self, name)) for name in COPIES if name != "clean"}
+        shares = {"clean": 1.0 - sum(others.values()), **others}
+        return {name: share for name, share in shares.items() if share > 0.0 or name == "clean"}
 
     @property
     def num_epochs(self) -> int:

@@ -18,25 +18,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer.arrays import Frames, Samples, WindowFeatures
-from streamer.audio import AudioFormat, Decoder, Encoding, Resampler, encode_alaw, encode_mulaw
+from streamer.arrays import Frames, WindowFeatures
 from streamer.features import FeatureConfig
 from streamer.frontend import FrontEnd, FrontEndConfig, WindowCut
 from streamer.normalization import CausalNormalizer, NormalizationConfig
 from streamer.windows import WindowConfig, cut_window
-from train.corpora import LABELS, CorpusError, Utterance, read_samples
+from train.conditions import Surroundings
+from train.copies import copy_samples
+from train.corpora import LABELS, CorpusError, Utterance
 
-CONDITIONS = ("clean", "telephone")
 STARTS = ("cold", "warm")
 _WARM_UTTERANCES = 2
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
+_NOWHERE = Surroundings()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One utterance in one condition.
+    """One utterance, in one condition of ``train.copies.COPIES``.
 
-    ``frames`` (n, 3, num_ceps) float16, not normalised; ``is_speech`` (n,); ``spans`` (m, 2): the
+    ``frames`` (n, 3, num_rows) float16, not normalised; ``is_speech`` (n,); ``spans`` (m, 2): the
     start and end frames of the windows that serving scores, in order; ``is_full`` (m,).
     """
 
@@ -48,38 +49,20 @@ class Clip:
     is_full: NDArray[np.bool_]
 
 
-def telephone(samples: Samples, seed: int) -> Samples:
-    """Return 16 kHz audio as a telephone would deliver it: 8 kHz and G.711, A-law or mu-law."""
-    narrow = Resampler(16000, 8000)
-    samples = np.concatenate([narrow.receive(samples), narrow.flush()])
-    encoding: Encoding = "mulaw" if seed % 2 else "alaw"
-    encode = encode_mulaw if seed % 2 else encode_alaw
-    decoder = Decoder(AudioFormat(encoding=encoding, sample_rate=8000, channels=1))
-    parts = decoder.receive(encode(np.clip(samples, -1.0, 1.0))) + decoder.receive_end()
-    return np.concatenate([part for _, part in parts])
-
-
-def condition_samples(utterance: Utterance, condition: str) -> Samples:
-    """Return an utterance's samples as they sound in one of CONDITIONS, the same every time.
-
-    Which of G.711's laws a telephone has follows from the utterance's id.
-
-    Raises:
-        CorpusError: the audio cannot be read.
-    """
-    samples = read_samples(utterance)
-    if condition == "clean":
-        return samples
-    return telephone(samples, hashlib.sha256(utterance.utterance_id.encode()).digest()[0])
-
-
-def extract(utterance: Utterance, condition: str, config: FrontEndConfig) -> Clip:
+def extract(
+    utterance: Utterance,
+    condition: str,
+    config: FrontEndConfig,
+    surroundings: Surroundings = _NOWHERE,
+) -> Clip:
     """Run one utterance through the front end as a call of its own.
+
+    ``surroundings`` are the noises and rooms that a condition may need.
 
     Raises:
         CorpusError: its audio cannot be read, or is too short for a single frame.
     """
-    samples = condition_samples(utterance, condition)
+    samples = copy_samples(utterance, condition, surroundings)
     front_end = FrontEnd(config, history_frames=len(samples) // config.features.frame_shift + 8)
     happenings = front_end.receive(samples) + front_end.flush()
     num_frames = front_end.num_frames_computed
@@ -104,6 +87,8 @@ def cache_clips(
     window: WindowConfig,
     cache: Path,
     advance: Callable[[], None] = lambda: None,
+    *,
+    surroundings: Surroundings = _NOWHERE,
 ) -> list[Path]:
     """Compute the clips that ``cache`` has not got yet; return its files, one a corpus.
 
@@ -116,13 +101,15 @@ def cache_clips(
     config = FrontEndConfig(features=features, normalization=None, window=window)
     paths = []
     for corpus, members in _by_corpus(utterances).items():
-        path = cache / f"{corpus}-{condition}-{_digest(members, condition, config)}.npz"
+        path = (
+            cache / f"{corpus}-{condition}-{_digest(members, condition, config, surroundings)}.npz"
+        )
         paths.append(path)
         is_there = path.is_file()
         clips = []
         for utterance in members:
             if not is_there:
-                clips.append(extract(utterance, condition, config))
+                clips.append(extract(utterance, condition, config, surroundings))
             advance()
         if not is_there:
             cache.mkdir(parents=True, exist_ok=True)
@@ -138,13 +125,15 @@ def load_clips(
     features: FeatureConfig,
     window: WindowConfig,
     cache: Path,
+    *,
+    surroundings: Surroundings = _NOWHERE,
 ) -> list[Clip]:
     """Return the utterances' clips by corpus, from what :func:`cache_clips` keeps.
 
     Raises:
         CorpusError: as :func:`cache_clips`.
     """
-    paths = cache_clips(utterances, condition, features, window, cache)
+    paths = cache_clips(utterances, condition, features, window, cache, surroundings=surroundings)
     clips: list[Clip] = []
     for path, members in zip(paths, _by_corpus(utterances).values(), strict=True):
         with np.load(path) as stored:
@@ -159,7 +148,12 @@ def _by_corpus(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
     }
 
 
-def _digest(utterances: Sequence[Utterance], condition: str, config: FrontEndConfig) -> str:
+def _digest(
+    utterances: Sequence[Utterance],
+    condition: str,
+    config: FrontEndConfig,
+    surroundings: Surroundings,
+) -> str:
     """Name all that clips depend on; a file is known by its size and the time of its change."""
     audio = []
     for item in utterances:
@@ -169,7 +163,9 @@ def _digest(utterances: Sequence[Utterance], condition: str, config: FrontEndCon
             raise CorpusError(f"{item.path}: expected an audio file: {error.strerror}") from error
         part = [item.start_s, item.end_s]
         audio.append([item.utterance_id, str(item.path), *part, found.st_size, found.st_mtime_ns])
-    key = json.dumps([_CACHE_VERSION, condition, asdict(config), audio])
+    sounds = {"noise": surroundings.noises, "room": surroundings.rooms}.get(condition, ())
+    names = [path.name for path in sounds]
+    key = json.dumps([_CACHE_VERSION, condition, asdict(config), names, audio])
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -206,19 +202,23 @@ def _unpack(
     ]
 
 
-def speech_mean(clips: Sequence[Clip]) -> tuple[float, ...]:
-    """Mean MFCC over the clips' speech frames: what a channel's mean is taken to be at first."""
-    total = np.zeros(clips[0].frames.shape[2])
+def speech_mean(clips: Sequence[Clip], num_rows: int | None = None) -> tuple[float, ...]:
+    """Mean over the clips' speech frames: what a channel's mean is taken to be at first.
+
+    Of the first ``num_rows`` of a frame's MFCCs and pitch, or of all.
+    """
+    num_rows = clips[0].frames.shape[2] if num_rows is None else num_rows
+    total = np.zeros(num_rows)
     count = 0
     for clip in clips:
-        total += clip.frames[clip.is_speech, 0].sum(axis=0, dtype=np.float64)
+        total += clip.frames[clip.is_speech, 0, :num_rows].sum(axis=0, dtype=np.float64)
         count += int(clip.is_speech.sum())
     return tuple(float(value) for value in total / max(1, count))
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormalizedClip:
-    """A clip after causal normalisation: frames (n, 3, num_ceps) float16, label index or -1."""
+    """A clip after causal normalisation: frames (n, 3, num_rows) float16, label index or -1."""
 
     utterance: Utterance
     label: int
@@ -233,12 +233,12 @@ class NormalizedClip:
         return full if len(full) else np.array([len(self.spans) - 1])
 
     def frames_of(self, index: int) -> Frames:
-        """Return the frames of window ``index``, shape (n, 3, num_ceps), float32."""
+        """Return the frames of window ``index``, shape (n, 3, num_rows), float32."""
         start, end = self.spans[index]
         return self.frames[start:end].astype(np.float32)
 
     def window(self, index: int, num_frames: int) -> WindowFeatures:
-        """Return window ``index``, shape (3, num_ceps, num_frames), float32."""
+        """Return window ``index``, shape (3, num_rows, num_frames), float32."""
         return cut_window(self.frames_of(index), num_frames)
 
 
@@ -282,7 +282,7 @@ def normalize_clips(
 def feature_statistics(
     clips: Sequence[NormalizedClip],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and deviation over the frames of all windows, each (3, num_ceps, 1): the graph's."""
+    """Mean and deviation over the frames of all windows, each (3, num_rows, 1): the graph's."""
     total = total_squares = np.zeros(clips[0].frames.shape[1:])
     count = 0
     for clip in clips:

@@ -31,6 +31,7 @@ class FoldsConfig:
     fit: FitConfig
     run: Path
     cache: Path
+    aux: Path | None = None
     device: str = "cpu"
 
     def folder(self, split: Split) -> Path:
@@ -45,6 +46,7 @@ def fit_fold(split: Split, config: FoldsConfig, receive: Receive) -> None:
         config.fit,
         config.folder(split),
         config.cache,
+        aux=config.aux,
         device=config.device,
         report=lambda line: receive(split, line),
         advance=lambda share: receive(split, share),

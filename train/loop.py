@@ -6,12 +6,11 @@ training that was cut off ends with the same weights as one that was not.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,138 +21,33 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from streamer.errors import ConfigError
-from streamer.normalization import NormalizationConfig
 from streamer.smoothing import softmax
-from streamer.windows import cut_window
-from train.augment import augment_frames
-from train.can import CascadedAttentionNetwork
+from train.can import CanOutput
 from train.checkpoint import read_resumable
+from train.committee import build_can
 from train.config import FitConfig, config_to_dict
-from train.corpora import LABELS, CorpusError, Utterance
-from train.dataset import (
-    CONDITIONS,
-    STARTS,
-    NormalizedClip,
-    feature_statistics,
-    load_clips,
-    normalize_clips,
-    speech_mean,
-)
+from train.corpora import LABELS, Utterance
+from train.dataset import NormalizedClip
 from train.loss import joint_loss
+from train.material import Material, draw_epoch, prepare
 from train.metrics import confusion, unweighted_average_recall
 from train.splits import Split
-
-Variants = dict[tuple[str, str], list[NormalizedClip]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What one fit hears: its training clips in every condition, and validation clips.
-
-    ``num_without_speech`` utterances of the two are not among them: the voice activity detection
-    finds no turn there, so serving would have no window to score.
-    """
-
-    train: Variants
-    validation: list[NormalizedClip]
-    normalization: NormalizationConfig | None
-    mean: NDArray[np.float32]
-    deviation: NDArray[np.float32]
-    num_without_speech: int
-
-
-def prepare(split: Split, config: FitConfig, cache: Path) -> Material:
-    """Load a split's clips, with statistics from its training speakers alone.
-
-    The cache holds whole corpora, so that all folds share it.
-
-    Raises:
-        CorpusError: no speech in anything to train on, or to validate with; audio that cannot be
-            read.
-    """
-    everyone = {item.utterance_id: item for item in split.train + split.validation + split.test}
-    utterances = [everyone[key] for key in sorted(everyone)]
-    by_condition = {
-        condition: load_clips(utterances, condition, config.features, config.window, cache)
-        for condition in CONDITIONS
-    }
-    everything = itertools.chain(*by_condition.values())
-    silent = {clip.utterance.utterance_id for clip in everything if not len(clip.spans)}
-    chosen = _with_speech(split.train, silent, "to train on")
-    held_out = _with_speech(split.validation, silent, "to validate with")
-    train = {
-        condition: [clip for clip in clips if clip.utterance.utterance_id in chosen]
-        for condition, clips in by_condition.items()
-    }
-    normalization = None
-    if config.normalize:
-        normalization = NormalizationConfig(
-            mean=speech_mean([clip for clips in train.values() for clip in clips]),
-            prior_frames=config.prior_frames,
-            memory_frames=config.memory_frames,
-        )
-    variants = {
-        (condition, start): normalize_clips(clips, normalization, start, config.seed)
-        for condition, clips in train.items()
-        for start in STARTS
-    }
-    mean, deviation = feature_statistics(
-        [clip for condition in CONDITIONS for clip in variants[condition, "cold"]]
-    )
-    validation = [clip for clip in by_condition["clean"] if clip.utterance.utterance_id in held_out]
-    return Material(
-        train=variants,
-        validation=normalize_clips(validation, normalization, "cold", config.seed),
-        normalization=normalization,
-        mean=mean,
-        deviation=deviation,
-        num_without_speech=len(split.train) + len(split.validation) - len(chosen | held_out),
-    )
-
-
-def _with_speech(utterances: Sequence[Utterance], silent: set[str], purpose: str) -> set[str]:
-    """Ids of the utterances that are not silent in any condition."""
-    found = {item.utterance_id for item in utterances} - silent
-    if utterances and not found:
-        raise CorpusError(
-            f"found no speech in any of the {len(utterances)} utterances {purpose}, expected some"
-        )
-    return found
-
-
-def draw_epoch(variants: Variants, config: FitConfig, epoch: int) -> tuple[Tensor, Tensor]:
-    """Draw one epoch's windows: float16 (n, 3, num_ceps, num_frames), labels (n,), shuffled."""
-    rng = np.random.default_rng([config.seed, epoch])
-    num_clips = len(variants["clean", "cold"])
-    order = np.concatenate([rng.permutation(num_clips) for _ in range(config.windows_per_clip)])
-    num_frames, num_ceps = config.window.num_frames, config.features.num_ceps
-    windows = np.empty((len(order), 3, num_ceps, num_frames), np.float16)
-    labels = np.empty(len(order), np.int64)
-    for row, index in enumerate(order):
-        condition = CONDITIONS[int(rng.random() < config.telephone)]
-        clip = variants[condition, STARTS[int(rng.random() < config.warm)]][index]
-        choice = clip.answers if rng.random() < config.answers else np.arange(len(clip.spans))
-        frames = clip.frames_of(int(rng.choice(choice)))
-        frames = augment_frames(frames, config.augment, config.features, rng)[-num_frames:]
-        windows[row], labels[row] = cut_window(frames, num_frames), clip.label
-    return torch.from_numpy(windows), torch.from_numpy(labels)
+from train.truth import Truth, mix
 
 
 class Learner:
     """A network, the running average of its weights, and what moves them.
 
-    The optimiser is Adam as the paper has it (section 3.2), its rate constant or one cycle.
+    The optimiser is Adam as the paper has it (section 3.2), or AdamW, which lets the weights decay
+    by themselves and leaves biases and normalisations alone; its rate is constant or one cycle.
     """
 
-    def __init__(
-        self, config: FitConfig, network: CascadedAttentionNetwork, steps_per_epoch: int
-    ) -> None:
+    def __init__(self, config: FitConfig, network: torch.nn.Module, steps_per_epoch: int) -> None:
         self.network = network
         average = get_ema_multi_avg_fn(config.weight_average)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-        self.optimizer = torch.optim.Adam(
-            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self._clip_gradient = config.clip_gradient
+        self.optimizer = _optimizer(config, network)
         self.scheduler: torch.optim.lr_scheduler.LRScheduler
         if config.schedule == "constant":
             self.scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1.0)
@@ -174,6 +68,8 @@ class Learner:
         """Follow the gradient of one batch's loss."""
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        if self._clip_gradient:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._clip_gradient)
         self.optimizer.step()
         self.scheduler.step()
         self.average.update_parameters(self.network)
@@ -193,6 +89,19 @@ class Learner:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+
+
+def _optimizer(config: FitConfig, network: torch.nn.Module) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+    parameters = list(network.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
 @torch.no_grad()
@@ -234,6 +143,7 @@ def fit(
     folder: Path,
     cache: Path,
     *,
+    aux: Path | None = None,
     device: str = "cpu",
     report: Callable[[dict[str, Any]], None] = lambda line: None,
     advance: Callable[[float], None] = lambda share: None,
@@ -243,14 +153,15 @@ def fit(
 
     ``folder`` gets ``last.pt`` after every epoch (what a second call resumes from), ``best.pt`` and
     ``log.jsonl``. Without validation speakers the last epoch is the one kept. ``report`` gets each
-    epoch's line, ``advance`` the share of the fit that is done, ``note`` what else to tell.
+    epoch's line, ``advance`` the share of the fit that is done, ``note`` what else to tell. ``aux``
+    holds noises and rooms, for a configuration that trains on them.
 
     Raises:
         ConfigError: ``folder`` holds a training of another configuration, or what is none.
         CorpusError: as :func:`prepare`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    material = prepare(split, config, cache)
+    material = prepare(split, config, cache, aux)
     if material.num_without_speech:
         note(f"left out {material.num_without_speech} utterances in which no speech was found")
     learner = _begin(material, config, device)
@@ -260,9 +171,10 @@ def fit(
         torch.manual_seed(config.seed * 100003 + epoch)
         losses = _run_epoch(learner, material, config, epoch, device, advance)
         line: dict[str, Any] = {"epoch": epoch, **losses}
-        if material.validation:
+        is_last = epoch + 1 == config.num_epochs
+        if material.validation and (is_last or (epoch + 1) % config.validate_every == 0):
             line["validation"] = validation_uar(learner.kept, material.validation, config, device)
-        is_best = _count_epoch(state, line)
+        is_best = _count_epoch(state, line, has_validation=bool(material.validation))
         line["seconds"] = round(time.monotonic() - started, 1)
         contents = _contents(split, config, material, learner, line)
         if is_best:
@@ -277,18 +189,26 @@ def fit(
 
 def _begin(material: Material, config: FitConfig, device: str) -> Learner:
     torch.manual_seed(config.seed)
-    network = CascadedAttentionNetwork(
-        config.network, torch.from_numpy(material.mean), torch.from_numpy(material.deviation)
+    num_emotions = len(material.truth.emotion_names) if config.emotion_weight else 0
+    network = build_can(
+        replace(config.network, num_emotions=num_emotions),
+        torch.from_numpy(material.mean),
+        torch.from_numpy(material.deviation),
     ).to(device)
-    num_windows = len(material.train["clean", "cold"]) * config.windows_per_clip
+    num_windows = material.num_speech * config.windows_per_clip
+    if len(material.train["clean", "cold"]) > material.num_speech:
+        num_windows += round(config.noise_alone * num_windows)
     return Learner(config, network, math.ceil(num_windows / config.batch_size))
 
 
-def _count_epoch(state: dict[str, Any], line: dict[str, Any]) -> bool:
-    """Move the state on by one epoch; return whether it is the best, as any without validation."""
-    score = line.get("validation", {"mean": math.inf})["mean"]
-    is_best = score > state["best"] or "validation" not in line
+def _count_epoch(state: dict[str, Any], line: dict[str, Any], *, has_validation: bool) -> bool:
+    """Move the state on by one epoch; return whether it is the best: any, if nobody validates."""
     state["epoch"] = line["epoch"] + 1
+    if has_validation and "validation" not in line:
+        state["stale"] += 1
+        return False
+    score = line.get("validation", {"mean": math.inf})["mean"]
+    is_best = score > state["best"] or not has_validation
     state["stale"] = 0 if is_best else state["stale"] + 1
     state["best"] = score if is_best else state["best"]
     return is_best
@@ -297,15 +217,19 @@ def _count_epoch(state: dict[str, Any], line: dict[str, Any]) -> bool:
 def _contents(
     split: Split, config: FitConfig, material: Material, learner: Learner, line: dict[str, Any]
 ) -> dict[str, Any]:
-    """All that a checkpoint says of a network; ``training_data`` counts the split as given."""
+    """All that a checkpoint says of a network; ``training_data`` counts the split as given.
+
+    The classifier of other emotions is left out: it has done its work.
+    """
+    weights = learner.kept.state_dict()
     return {
         "config": config_to_dict(config),
-        "model": learner.kept.state_dict(),
+        "model": {key: value for key, value in weights.items() if "emotions." not in key},
         "normalization": material.normalization and asdict(material.normalization),
         "fold": split.fold,
         "epoch": line["epoch"],
         "validation": line.get("validation", {}),
-        "training_data": _count(split.train),
+        "training_data": _count([item for item in split.train if item.label]),
     }
 
 
@@ -318,21 +242,39 @@ def _run_epoch(
     advance: Callable[[float], None],
 ) -> dict[str, float]:
     learner.network.train()
-    windows, labels = draw_epoch(material.train, config, epoch)
+    windows, clips = draw_epoch(material, config, epoch)
     sums = np.zeros(3)
     num_steps = 0
     for first in range(0, len(windows), config.batch_size):
         batch = windows[first : first + config.batch_size].to(device).float()
-        truth = labels[first : first + config.batch_size].to(device)
+        truth = material.truth.of(clips[first : first + config.batch_size]).to(device)
+        if config.mixup:
+            batch, truth = mix(batch, truth, config.mixup)
         with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            logits, embedding, _ = learner.network(batch)
-        loss = joint_loss(logits, embedding, truth, config.loss)
-        learner.step(loss.total)
-        sums += [loss.total.item(), loss.cross_entropy.item(), loss.triplet.item()]
+            outputs: list[CanOutput] = learner.network.outputs(batch)  # type: ignore[operator]
+        losses = torch.stack([_losses(output, truth, config) for output in outputs])
+        learner.step(losses[:, 0].sum())
+        sums += losses.detach().mean(0).cpu().numpy()
         num_steps += 1
         advance((epoch + (first + len(batch)) / len(windows)) / config.num_epochs)
-    total, cross_entropy, triplet = (sums / num_steps).round(5).tolist()
-    return {"loss": total, "cross_entropy": cross_entropy, "triplet": triplet}
+    total_loss, cross_entropy, triplet = (sums / num_steps).round(5).tolist()
+    return {"loss": total_loss, "cross_entropy": cross_entropy, "triplet": triplet}
+
+
+def _losses(output: CanOutput, truth: Truth, config: FitConfig) -> Tensor:
+    """What one network is to lower, and two parts of it: cross-entropy and triplets; (3,)."""
+    loss = joint_loss(
+        output.logits,
+        output.embedding,
+        truth.labels,
+        config.loss,
+        sample_weights=truth.weights,
+        targets=truth.targets,
+    )
+    total = loss.total
+    if output.emotions is not None:
+        total = total + config.emotion_weight * truth.emotion_loss(output.emotions)
+    return torch.stack([total, loss.cross_entropy, loss.triplet])
 
 
 def _resume(path: Path, config: FitConfig, learner: Learner) -> dict[str, Any]:

@@ -104,23 +104,28 @@ def joint_loss(
     labels: Tensor,
     config: JointLossConfig,
     sample_weights: Tensor | None = None,
+    targets: Tensor | None = None,
 ) -> JointLoss:
     """Eq. 9-10 on a batch of n windows: alpha x triplet + (1 - alpha) x cross-entropy.
 
     Takes logits (n, num_labels), embeddings (n, d) and labels (n,); triplets are mined within the
     batch. `sample_weights` (n,), non-negative with a positive sum, make the cross-entropy a
-    weighted mean, and do not touch the triplets.
+    weighted mean, and do not touch the triplets. `targets` (n, num_labels), probabilities, are what
+    the cross-entropy goes by in the labels' stead.
     """
     entropies = functional.cross_entropy(
         logits.to(torch.promote_types(logits.dtype, torch.float32)),
-        labels,
+        labels if targets is None else targets,
         reduction="none",
         label_smoothing=config.label_smoothing,
     )
     if sample_weights is None:
         cross_entropy = entropies.mean()
     else:
-        cross_entropy = (entropies * sample_weights).sum() / sample_weights.sum()
+        cross_entropy = (entropies * sample_weights).sum() / sample_weights.sum().clamp(min=1e-6)
+    if config.alpha == 0.0:
+        none = torch.zeros((), device=logits.device)
+        return JointLoss(cross_entropy, cross_entropy, none, none.long())
     triplet = triplet_loss(embeddings, labels, config.margin, config.mining)
     total = config.alpha * triplet.value + (1.0 - config.alpha) * cross_entropy
     return JointLoss(total, cross_entropy, triplet.value, triplet.num_triplets)

@@ -61,24 +61,54 @@ class FoldResults(Struct, frozen=True, kw_only=True):
     test: dict[str, float]
 
 
-class Means(Struct, frozen=True, kw_only=True):
-    """UAR, mean over corpora."""
+class Rate(Struct, frozen=True, kw_only=True):
+    """UAR and its 95 % interval."""
 
-    clean: float
-    telephone: float
+    uar: float
+    interval: tuple[float, float]
+
+
+class Offline(Struct, frozen=True, kw_only=True):
+    """Points of UAR that streaming costs, and against the whole speaker's mean."""
+
+    gap_points: float
+    gap_to_whole_points: float
+
+
+class Spliced(Struct, frozen=True, kw_only=True):
+    """Spliced calls of test speakers; no delay where less than half of the changes were shown."""
+
+    calls: int
+    detected: float
+    median_delay_s: float | None
+    flips_a_minute: float
+
+
+class Noise(Struct, frozen=True, kw_only=True):
+    """Noise alone."""
+
+    minutes: float
+    alarms_a_minute: float
 
 
 class Results(Struct, frozen=True, kw_only=True):
-    """What a card keeps of an evaluation; ``ece`` is by kind of score."""
+    """What a card keeps of an evaluation; ``ece`` is by kind of score.
+
+    ``mean`` is by condition, ``heard_s`` by the seconds heard since the onset.
+    """
 
     protocol: str
     config: dict[str, Any]
     folds: list[FoldResults]
     corpora: dict[str, CorpusResults]
     telephone: dict[str, TelephoneResults]
-    mean: Means
+    mean: dict[str, float]
     ece: dict[str, CalibrationError]
     command: str = ""
+    heard_s: dict[str, Rate] = {}
+    offline: Offline | None = None
+    spliced: Spliced | None = None
+    noise: Noise | None = None
 
 
 def results_of(results: dict[str, Any]) -> Results | None:

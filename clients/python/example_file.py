@@ -32,15 +32,21 @@ def line_of(event: Event) -> str | None:
             what = "speaks" if event["active"] else "pauses"
             return f"{event['time_s']:8.2f} s  {role:8}  {what}"
         case "emotion":
-            score = event["scores"][event["label"]]
+            # "uncertain" has no score of its own: the highest was not high enough.
+            score = event["scores"].get(event["label"], max(event["scores"].values()))
             warming_up = "  (the turn is still short)" if event["warming_up"] else ""
             return f"{event['end_s']:8.2f} s  {role:8}  {event['label']:8} {score:.2f}{warming_up}"
         case "turn":
             span = f"turn of {event['end_s'] - event['start_s']:.2f} s"
-            score = event["scores"][event["label"]]
+            # "uncertain" has no score of its own: the highest was not high enough.
+            score = event["scores"].get(event["label"], max(event["scores"].values()))
             return f"{event['end_s']:8.2f} s  {role:8}  {event['label']:8} {score:.2f}  = {span}"
         case "gap" | "lag":
             return f"{event['start_s']:8.2f} s  {role:8}  {event['type']}: {event['reason']}"
+        case "talk_over":
+            return f"{event['start_s']:8.2f} s  both      speak until {event['end_s']:.2f} s"
+        case "alert":
+            return f"{event['end_s']:8.2f} s  {role:8}  alert: {event['rule']}"
         case "error":
             return f"# error: {event['message']} ({event['code']})"
         case "summary":

@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Protocol, TypeAlias
 
 from streamer.audio import AudioFormat
+from streamer.call import Lost, TrackChunk
 from streamer.errors import ProtocolError
 from streamer.events import Event
 
@@ -59,13 +60,50 @@ class PeerError(ProtocolError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Handshake:
+    """What a peer's HTTP request for a WebSocket says; header names in lower case.
+
+    ``target`` is path and query as they were sent, byte for byte, for signatures; it may hold a
+    token, so that nobody logs it. It is empty where nobody knows it.
+    """
+
+    path: str
+    query: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    target: str = field(default="", repr=False)
+
+    def header(self, name: str) -> str | None:
+        """Return a header's first value; ``name`` in lower case."""
+        return next((value for key, value in self.headers if key == name), None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Start:
-    """The peer says what will come: ``roles`` by channel, and its own name for the call."""
+    """The peer says what will come: ``roles`` by channel, and its own name for the call.
+
+    With ``as_tracks`` the channels are not interleaved: audio comes as :class:`TrackChunk`.
+    """
 
     audio: AudioFormat = field(default_factory=AudioFormat)
     roles: tuple[str, ...] = ()
     step_s: float | None = None
     call_id: str = ""
+    as_tracks: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """A peer that was cut off is back: it has every event up to ``seq`` of call ``session``."""
+
+    session: str
+    seq: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acknowledge:
+    """The peer has every event up to ``seq``: they need not be kept for it any longer."""
+
+    seq: int
 
 
 @dataclass(frozen=True)
@@ -73,12 +111,12 @@ class End:
     """The peer says that its audio is over."""
 
 
-Input: TypeAlias = Start | bytes | End
-"""What a message means: one ``Start``, then audio in bytes, then one ``End``."""
+Input: TypeAlias = Start | Resume | Acknowledge | bytes | TrackChunk | Lost | End
+"""What a message means: one ``Start`` or ``Resume``, then audio or what was lost, one ``End``."""
 
 
 class Dialect(Protocol):
-    """One peer's way to speak, for the time of one connection."""
+    """One peer's way to speak, for the time of one connection. Sans-I/O, never blocks."""
 
     def receive_text(self, text: str) -> list[Input]:
         """Return what a text message means.
@@ -96,6 +134,14 @@ class Dialect(Protocol):
         """
         ...
 
-    def message_of(self, event: Event) -> str | None:
-        """Return the text message that tells the peer of an event; None where it has no word."""
+    def receive_event(self, event: Event) -> None:
+        """Take an event of the call, in order; the last one of a call is its ``summary``."""
+        ...
+
+    def messages_to_send(self) -> list[str]:
+        """Return the text messages that the peer is to get now, in order, each once.
+
+        They tell of events, or answer the peer's own messages: asked for after every call above,
+        also after one that raised.
+        """
         ...

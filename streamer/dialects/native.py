@@ -3,7 +3,10 @@
 ``{"type": "start", "audio": {"encoding", "sample_rate", "channels"}, "roles", "call_id",
 "step_ms"}``, every field optional; then binary messages; then ``{"type": "end"}``. A client that
 knows nothing of this and just sends audio is heard, too: as 16 kHz mono ``pcm_s16le``, or as the
-query parameters of its URL say. Whatever comes back is an event as JSON text.
+query parameters of its URL say. What comes back is events as JSON text, and what has arrived:
+``{"type": "ack", "session", "samples", "seq"}``. A client that was cut off begins its next
+connection with ``{"type": "resume", "session", "seq", "samples"}``, and says with ``{"type": "ack",
+"seq"}`` what need not be kept for it.
 
 What is not understood is refused: an unknown field is a typing error that would change what is
 heard in silence.
@@ -12,13 +15,23 @@ heard in silence.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from streamer.audio import AudioFormat
-from streamer.dialects import CloseCode, End, Input, PeerError, Start
+from streamer.dialects import (
+    Acknowledge,
+    CloseCode,
+    End,
+    Handshake,
+    Input,
+    PeerError,
+    Resume,
+    Start,
+)
 from streamer.errors import AudioError, ConfigError
 from streamer.events import Event, encode_event
 
@@ -40,12 +53,15 @@ _PARAMETERS = {
 _NUMBERS = ("sample_rate", "channels", "step_ms")
 _EXPECTED = (
     'expected {"type":"start","audio":{"encoding":…,"sample_rate":…,"channels":…},"roles":[…],'
-    '"call_id":…,"step_ms":…} with any of these fields, or {"type":"end"}'
+    '"call_id":…,"step_ms":…} with any of these fields, {"type":"end"}, '
+    '{"type":"resume","session":…,"seq":…} or {"type":"ack","seq":…}'
 )
 
 
 _Int: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 """Small enough to be printed and divided; ranges are checked where the numbers mean something."""
+_Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+"""What JavaScript can count to."""
 
 
 class Audio(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,15 +89,48 @@ class EndMessage(
     """The last message: no more audio will come, everything that is known may be told."""
 
 
-class ResumeMessage(Struct, frozen=True, tag_field="type", tag="resume"):
-    """A dropped connection continues; not served yet, whatever its fields."""
+class ResumeMessage(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="resume"
+):
+    """The first message of a client that was cut off: it has the events up to ``seq``.
+
+    It can send the call's audio again from sample ``samples`` on, if it says so; else from wherever
+    the server's ``ack`` tells it to.
+    """
+
+    session: Annotated[str, Meta(max_length=64)]
+    seq: _Int
+    samples: _Count | UnsetType = UNSET
 
 
-class AckMessage(Struct, frozen=True, tag_field="type", tag="ack"):
-    """Events have arrived; not served yet, whatever its fields."""
+class AckMessage(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="ack"
+):
+    """The client has the events up to ``seq``."""
+
+    seq: _Int
+
+
+class Arrived(Struct, frozen=True, kw_only=True, tag_field="type", tag="ack"):
+    """What the server says of a stream: ``samples`` of each channel, at its own rate, arrived.
+
+    ``seq`` is that of the newest event that was sent on this connection, or was there before.
+    """
+
+    session: str
+    samples: int
+    seq: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeFrom(Resume):
+    """A native client is back, and can send again from sample ``samples`` on; None: from any."""
+
+    samples: int | None = None
 
 
 Message: TypeAlias = StartMessage | EndMessage | ResumeMessage | AckMessage
+_encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
@@ -89,18 +138,19 @@ class NativeDialect:
     """The native protocol, for the time of one connection; see :class:`streamer.dialects.Dialect`.
 
     Args:
-        query: names and values of the URL's query parameters: ``encoding``, ``sample_rate`` or
-            ``rate``, ``channels``, ``roles`` (with commas between), ``step_ms``, ``call_id``.
+        handshake: its query parameters count: ``encoding``, ``sample_rate`` or ``rate``,
+            ``channels``, ``roles`` (with commas between), ``step_ms``, ``call_id``.
         min_step_ms: the shortest step that a peer may ask for.
 
     Raises:
         PeerError: a parameter that is unknown, given twice, or not of its kind.
     """
 
-    def __init__(self, query: Iterable[tuple[str, str]] = (), *, min_step_ms: int = 100) -> None:
-        self._asked = _read_query(query)
+    def __init__(self, handshake: Handshake, *, min_step_ms: int = 100) -> None:
+        self._asked = _read_query(handshake.query)
         self._min_step_ms = min_step_ms
         self._has_started = self._has_ended = False
+        self._to_send: list[str] = []
 
     def receive_text(self, text: str) -> list[Input]:
         """Return what a text message means.
@@ -109,13 +159,10 @@ class NativeDialect:
             PeerError: not JSON, not a message of the protocol, or not at this time.
         """
         match self._decode(text):
-            case ResumeMessage() | AckMessage():
-                raise PeerError(
-                    "resume and acknowledgements are not supported yet: expected a new call, on a "
-                    'new connection, with "start"',
-                    code="unsupported",
-                    close_code=CloseCode.UNSUPPORTED,
-                )
+            case AckMessage() as message:
+                if not self._has_started:
+                    raise PeerError('an "ack" before there was an event: expected a "start"')
+                return [Acknowledge(seq=message.seq)]
             case _ if self._has_ended:
                 raise PeerError('a message after "end": expected none')
             case EndMessage():
@@ -123,7 +170,13 @@ class NativeDialect:
                 self._has_ended = True
                 return [*start, End()]
             case _ if self._has_started:
-                raise PeerError('a second "start", or one after audio: expected audio or "end"')
+                raise PeerError(
+                    'a second "start" or "resume", or one after audio: expected audio or "end"'
+                )
+            case ResumeMessage() as message:
+                self._has_started = True
+                samples = None if message.samples is UNSET else message.samples
+                return [ResumeFrom(session=message.session, seq=message.seq, samples=samples)]
             case StartMessage() as message:
                 return self._begin(message)
 
@@ -137,9 +190,19 @@ class NativeDialect:
             raise PeerError(f'{len(chunk)} bytes of audio after "end": expected none')
         return [*self._begin(StartMessage()), chunk]
 
-    def message_of(self, event: Event) -> str:
-        """Return an event as JSON text."""
-        return encode_event(event).decode()
+    def receive_event(self, event: Event) -> None:
+        """Take an event, to be sent as JSON."""
+        self._to_send.append(encode_event(event).decode())
+
+    def receive_progress(self, session: str, num_samples: int, seq: int) -> None:
+        """Learn how much has arrived of the stream; the peer is to hear of it."""
+        arrived = Arrived(session=session, samples=num_samples, seq=seq)
+        self._to_send.append(_encoder.encode(arrived).decode())
+
+    def messages_to_send(self) -> list[str]:
+        """Return the messages that the peer is to get now, each once."""
+        messages, self._to_send = self._to_send, []
+        return messages
 
     def _decode(self, text: str) -> Message:
         if len(text) > _MAX_TEXT:

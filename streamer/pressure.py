@@ -1,0 +1,129 @@
+"""How far scoring is behind, and what is left out because of it: graded, and not for ever.
+
+Sans-I/O: told when windows go out and come back, and how late the event loop is; asked for a level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from streamer.errors import ConfigError
+
+WIDENED = 1
+"""From this level on, every second window of a live call is left out."""
+NEWEST = 2
+"""From this level on, a live call has one window a channel out, the newest of those that wait."""
+FULL = 3
+"""At this level no new call is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PressureConfig:
+    """When a level begins and ends: ``raise_s`` are the waits for a score at which 1, 2, 3 begin.
+
+    Level 1 ends below half of the first, 2 and 3 below the first, each after ``calm_s`` in a row.
+    At level 2 a call has one window out, so waits are as long as there are calls: if they are still
+    above the first for ``patience_s``, that is level 3. Waits are averaged over ``average_s``.
+
+    Raises:
+        ConfigError: waits that do not grow, or a time that is not positive.
+    """
+
+    raise_s: tuple[float, float, float] = (0.4, 0.8, 1.6)
+    calm_s: float = 3.0
+    patience_s: float = 3.0
+    average_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        first, second, third = self.raise_s
+        if not 0.0 < first < second < third:
+            raise ConfigError(f"waits of {self.raise_s} s: expected three that grow")
+        if min(self.calm_s, self.patience_s, self.average_s) <= 0.0:
+            raise ConfigError("a time of 0 s or less: expected more")
+
+
+class Pressure:
+    """The level of a process; all times are seconds of one clock, whichever."""
+
+    def __init__(self, config: PressureConfig | None = None) -> None:
+        self.config = config or PressureConfig()
+        self.level = 0
+        """0 to 3, as of the last :meth:`update`."""
+        self.wait_s = 0.0
+        """How long a window waits for its score, averaged; or the loop's lag, if that is more."""
+        self._out: dict[Hashable, float] = {}
+        self._waits_s: list[float] = []
+        self._loop_lag_s = 0.0
+        self._updated_at_s: float | None = None
+        self._raised_at_s = -math.inf
+        self._calm_since_s: float | None = None
+
+    @property
+    def num_out(self) -> int:
+        """Windows of all calls that are out for scoring."""
+        return len(self._out)
+
+    def submitted(self, window: Hashable, now_s: float) -> None:
+        """Learn that a window was handed to the scorer."""
+        self._out[window] = now_s
+
+    def answered(self, window: Hashable, now_s: float) -> None:
+        """Learn that its answer is there, a failure too."""
+        since_s = self._out.pop(window, None)
+        if since_s is not None:
+            self._waits_s.append(now_s - since_s)
+
+    def withdrawn(self, window: Hashable) -> None:
+        """Learn that nobody waits for it any more."""
+        self._out.pop(window, None)
+
+    def loop_lagged(self, lag_s: float) -> None:
+        """Learn by how much the event loop was late."""
+        self._loop_lag_s = max(self._loop_lag_s, lag_s)
+
+    def update(self, now_s: float) -> int:
+        """Judge, a few times a second; return the level."""
+        wait_s = sum(self._waits_s) / len(self._waits_s) if self._waits_s else 0.0
+        if self._out:  # a scorer that answers nothing at all
+            oldest_s = min(self._out.values()) if not self._waits_s else now_s
+            wait_s = max(wait_s, now_s - oldest_s)
+        wait_s = max(wait_s, self._loop_lag_s)
+        self._waits_s.clear()
+        self._loop_lag_s = 0.0
+        if self._updated_at_s is not None:
+            passed_s = max(0.0, now_s - self._updated_at_s)
+            share = 1.0 - math.exp(-passed_s / self.config.average_s)
+            self.wait_s += share * (wait_s - self.wait_s)
+        self._updated_at_s = now_s
+        if not self._raise(now_s):
+            self._lower(now_s)
+        return self.level
+
+    def _raise(self, now_s: float) -> bool:
+        """Go up by one, if it is time; what the level before does must have had time to show."""
+        if self.level == FULL or now_s - self._raised_at_s < self.config.average_s:
+            return False
+        is_patience_over = (
+            self.level == NEWEST
+            and self.wait_s >= self.config.raise_s[0]
+            and now_s - self._raised_at_s >= self.config.patience_s
+        )
+        if self.wait_s < self.config.raise_s[self.level] and not is_patience_over:
+            return False
+        self.level += 1
+        self._raised_at_s = now_s
+        self._calm_since_s = None
+        return True
+
+    def _lower(self, now_s: float) -> None:
+        first_s = self.config.raise_s[0]
+        calm_below_s = first_s / 2 if self.level == WIDENED else first_s
+        if not self.level or self.wait_s >= calm_below_s:
+            self._calm_since_s = None
+        elif self._calm_since_s is None:
+            self._calm_since_s = now_s
+        elif now_s - self._calm_since_s >= self.config.calm_s:
+            self.level -= 1
+            self._calm_since_s = now_s

@@ -1,0 +1,378 @@
+"""The paper's tables from one command: over a made-up IEMOCAP, then part by part."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from rich.console import Console
+
+import train.reproduce_fit
+from streamer.errors import ConfigError
+from tests.golden.synthetic import SAMPLE_RATE, voice
+from tests.made_up_corpus import TINY, tiny, write_config
+from train.corpora import IEMOCAP_SESSIONS, LABELS, Utterance, load_iemocap
+from train.figures import available
+from train.reproduce import ReproduceOptions, plan_trainings, reproduce
+from train.reproduce_command import add_options, chosen, read_options, run_command
+from train.reproduce_fit import (
+    Result,
+    Training,
+    cut_segments,
+    is_done,
+    normalized_frames,
+    read_result,
+    run_training,
+    with_epochs,
+)
+from train.reproduce_grid import run_grid
+from train.reproduce_maps import attended_map, quiet_share
+from train.reproduce_scores import Answers, gather, summarize
+from train.reproduce_variants import PUBLISHED, STUDIES, SWEEPS, TABLES, VARIANTS, Plan
+from train.systems import build_network
+
+WORDS = ("ang", "exc", "neu", "sad")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reproduce")
+
+
+@pytest.fixture(scope="module")
+def utterances(home: Path) -> list[Utterance]:
+    """Return a made-up IEMOCAP: ten speakers, each says all four words once; a word is a level."""
+    root = home / "IEMOCAP"
+    for number, session in enumerate(IEMOCAP_SESSIONS, start=1):
+        dialog = f"Ses0{number}F_impro01"
+        wavs = root / session / "sentences" / "wav" / dialog
+        evaluations = root / session / "dialog" / "EmoEvaluation"
+        wavs.mkdir(parents=True)
+        evaluations.mkdir(parents=True)
+        lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+        for index, word in enumerate([*WORDS, *WORDS]):
+            name = f"{dialog}_{'FM'[index // 4]}{index:03d}"
+            lines += [f"[6.2901 - 8.2357]\t{name}\t{word}\t[2.5000, 2.5000, 2.5000]", ""]
+            sound = voice(0.5 + 0.1 * index, -14.0 - 6.0 * (index % 4), seed=10 * number + index)
+            soundfile.write(wavs / f"{name}.wav", sound, SAMPLE_RATE)
+        (evaluations / f"{dialog}.txt").write_text("\n".join(lines))
+    return chosen(load_iemocap(root), [])
+
+
+def options(home: Path, **changes: object) -> ReproduceOptions:
+    plan = Plan(studies=("table4",), protocols=("paper",), seeds=(1,), num_folds=3, sparse=True)
+    base = ReproduceOptions(
+        plan=plan,
+        fit=with_epochs(tiny(), 1),
+        run=home / "run",
+        output=home / "report",
+        cache=home / "cache" / "features",
+        command="python -m train reproduce",
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@contextmanager
+def no_bar(name: str, total: float) -> Iterator[Callable[[float], None]]:
+    yield lambda steps: None
+
+
+@pytest.fixture(scope="module")
+def training(home: Path, utterances: list[Utterance]) -> Training:
+    """Return the first training of a grid of three epochs."""
+    return plan_trainings(utterances, options(home, fit=with_epochs(TINY, 3), run=home / "one"))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # half a minute of work; a busy machine takes longer
+def test_the_papers_tables_come_out_of_a_made_up_iemocap(
+    home: Path, utterances: list[Utterance]
+) -> None:
+    studies = tuple(name for name in STUDIES if name != "functionals")
+    everything = options(home, plan=Plan(studies=studies, seeds=(1,), num_folds=3, sparse=True))
+    reproduce(utterances, everything, no_bar)
+    results = json.loads((home / "report" / "results.json").read_text())
+    text = (home / "report" / "report.md").read_text()
+    page = (home / "report" / "report.html").read_text()
+    for protocol in ("paper", "speakers"):
+        found = results["protocols"][protocol]["scopes"]["iemocap"]
+        assert {name for names in TABLES.values() for name in names} <= set(found)
+        assert all(one["n"] == 40 and 0 <= one["ua"] <= 100 for one in found.values())
+        assert found["can"]["units"] == (40 if protocol == "paper" else 10)
+        for number in (2, 3, 4, 5):
+            assert f"**Table {number}, iemocap, protocol '{protocol}'**" in text
+    assert "0.47 points of WA and 0.94 of UA" in text  # the paper contradicts its Table 4
+    assert "| without MFCC |" in text and "76.17 | 75.25 | -4.17 / -2.66 |" in text
+    assert results["eq11"] == {"pairs": 6, "largest_difference": 0.0}
+    one, other = (
+        read_result(home / "run" / "paper" / name / "seed1-fold0") for name in ("can", "alpha-0.9")
+    )
+    assert not np.array_equal(one.probabilities, other.probabilities)
+    assert results["cost"]["can"]["ratio"] == 1.0
+    assert {"cnn-lstm", "acrnn", "head-fusion"} <= set(results["cost"])
+    assert "http" not in page and "<script" not in page
+    if available():
+        assert page.count("data:image/png;base64,") == len(list((home / "report").glob("*.png")))
+        assert {f"fig{n}-paper.png" for n in (4, 5, 6)} <= {
+            path.name for path in (home / "report").glob("*.png")
+        }
+    told: list[str] = []
+    reproduce(utterances, replace(everything, plan=options(home).plan), no_bar, told.append)
+    assert told == ["6 of 6 trainings are done"]
+
+
+# One training
+
+
+def test_resuming_ends_with_the_same_weights(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.reproduce_fit, "_CHECKPOINT_S", 0.0)
+    whole = replace(training, folder=tmp_path / "whole")
+    cut = replace(training, folder=tmp_path / "cut")
+    run_training(whole)
+
+    def stop(share: float) -> None:
+        if share > 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_training(cut, stop)
+    assert (cut.folder / "last.pt").is_file() and not is_done(cut)
+    run_training(cut)
+    assert is_done(cut) and not (cut.folder / "last.pt").exists()
+    one, other = (torch.load(each.folder / "model.pt", weights_only=True) for each in (whole, cut))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    first, second = read_result(whole.folder), read_result(cut.folder)
+    assert first.ids == second.ids
+    assert np.array_equal(first.probabilities, second.probabilities)
+
+
+def test_a_result_of_other_settings_is_refused(training: Training, tmp_path: Path) -> None:
+    mine = replace(training, folder=tmp_path, config=with_epochs(TINY, 1))
+    run_training(mine)
+    assert is_done(mine)
+    with pytest.raises(ConfigError, match="another configuration or other data"):
+        is_done(replace(mine, config=with_epochs(TINY, 2)))
+
+
+def test_side_by_side_is_as_in_turn(
+    home: Path, utterances: list[Utterance], tmp_path: Path
+) -> None:
+    grid = plan_trainings(utterances, options(home, run=tmp_path / "two"))[:3]
+    steps: list[float] = []
+    run_grid(grid, jobs=2, advance=steps.append)
+    assert sum(steps) == pytest.approx(len(grid))
+    alone = replace(grid[2], folder=tmp_path / "alone")
+    run_training(alone)
+    found, expected = read_result(grid[2].folder), read_result(alone.folder)
+    assert np.array_equal(found.probabilities, expected.probabilities)
+
+
+def test_a_failure_in_a_process_is_told(
+    home: Path, utterances: list[Utterance], tmp_path: Path
+) -> None:
+    grid = plan_trainings(utterances, options(home, run=tmp_path))[:2]
+    with pytest.raises(ConfigError, match="system 'nobody'"):
+        run_grid([replace(one, system="nobody") for one in grid], jobs=2)
+
+
+def test_segments_are_the_papers() -> None:
+    long, short = np.zeros((430, 3, 26), np.float32), np.ones((7, 3, 26), np.float32)
+    long[:, 0, 0] = np.arange(430)
+    segments = cut_segments([long, short], np.array([2, 0]), num_frames=200, shift=100)
+    assert segments.windows.shape == (4, 3, 26, 200)
+    assert segments.windows[:3, 0, 0, 0].tolist() == [0, 100, 200]
+    assert segments.windows[:3, 0, 0, -1].tolist() == [199, 299, 399]
+    assert (segments.windows[3] == 1).all()  # padded by repetition, not by zeros
+    assert segments.owners.tolist() == [0, 0, 0, 1]
+    assert segments.labels.tolist() == [2, 2, 2, 0]
+
+
+def test_the_papers_normalisation_hears_the_whole_speaker(training: Training) -> None:
+    frames = normalized_frames(training)
+    items = training.split.train + training.split.test
+    speaker = items[0].speaker_id
+    mine = np.concatenate([frames[u.utterance_id] for u in items if u.speaker_id == speaker])
+    # float16 frames: a mean of a thousand of them is off by some 1e-4
+    assert np.abs(mine.mean(axis=0)).max() < 1e-2
+    assert np.abs(mine.std(axis=0) - 1).max() < 1e-2
+
+
+# The plan
+
+
+def test_eight_variants_each_with_one_thing_left_out() -> None:
+    names = dict.fromkeys(name for table in TABLES.values() for name in table)
+    assert len(names) == 8
+    base = VARIANTS["can"].config(TINY, 1)
+    for name in names:
+        config = VARIANTS[name].config(TINY, 1)
+        changed = [
+            field
+            for part in ("network", "loss")
+            for field, value in vars(getattr(config, part)).items()
+            if value != getattr(getattr(base, part), field)
+        ]
+        assert len(changed) == (0 if name == "can" else 1)
+
+
+def test_sweeps_share_the_proposed_network() -> None:
+    assert SWEEPS["alpha"][0.3] == SWEEPS["margin, Eq. 11"][0.2] == "can"
+    assert len({name for points in SWEEPS.values() for name in points.values()}) == 9 + 4 + 5
+    assert Plan(sparse=True).sweeps["alpha"].keys() == {0.1, 0.3, 0.9}
+    assert set(VARIANTS) >= set(PUBLISHED)
+
+
+def test_only_what_a_study_needs_is_trained() -> None:
+    assert Plan(studies=("table4",)).variants("paper") == ("can", "no-triplet")
+    assert Plan(studies=("fig5",)).variants("speakers") == (
+        "can",
+        "no-channel",
+        "no-spatial",
+        "no-self",
+    )
+    assert Plan(studies=("fig3",)).variants("speakers") == ("can",)
+    assert "acrnn" in Plan(studies=("table5",)).variants("paper")
+    assert "acrnn-full" in Plan(studies=("table5",), full_width=True).variants("paper")
+
+
+def test_wrong_plans_are_refused(utterances: list[Utterance]) -> None:
+    with pytest.raises(ConfigError, match="study 'table9'"):
+        Plan(studies=("table9",))
+    with pytest.raises(ConfigError, match="seeds"):
+        Plan(seeds=(1, 1))
+    with pytest.raises(ConfigError, match="corpus 'emodb': expected some of iemocap"):
+        chosen(utterances, ["emodb"])
+
+
+# Scores
+
+
+def answers(guesses: list[list[int]], truth: list[int], units: list[int]) -> Answers:
+    return Answers(
+        truth=np.array(truth),
+        guesses=np.array(guesses),
+        folds=np.zeros_like(np.array(guesses)),
+        units=np.array(units),
+    )
+
+
+def test_a_summary_by_hand() -> None:
+    truth, units = [0, 0, 0, 1], [0, 0, 1, 1]
+    one = answers([[0, 0, 0, 0], [0, 0, 0, 1]], truth, units)
+    summary = summarize(one)
+    assert summary["wa"] == pytest.approx(100 * (3 / 4 + 1) / 2)
+    assert summary["ua"] == pytest.approx(100 * (1 / 2 + 1) / 2)
+    assert summary["ua_by_seed"] == [50.0, 100.0]
+    assert (summary["n"], summary["units"]) == (4, 2)
+    assert np.sum(summary["confusion"]) == 8
+    assert summary["ua_interval"][0] <= summary["ua"] <= summary["ua_interval"][1]
+
+
+def test_pairing_takes_out_what_is_common() -> None:
+    truth = [0, 1, 2, 3] * 10
+    units = list(range(40))
+    base = answers([[t if i % 3 else 0 for i, t in enumerate(truth)]], truth, units)
+    alike = summarize(base, base)["delta"]
+    assert alike["ua"] == 0 and alike["ua_interval"] == [0, 0] and alike["ua_folds_worse"] == 0
+    worse = answers([[3] * 40], truth, units)
+    delta = summarize(worse, base)["delta"]
+    assert delta["ua"] < 0 and delta["ua_interval"][1] < 0
+    assert (delta["ua_folds_worse"], delta["num_folds"]) == (1, 1)
+
+
+def test_utterances_of_all_folds_come_together(utterances: list[Utterance]) -> None:
+    def result(members: list[Utterance]) -> Result:
+        truth = np.array([LABELS.index(item.label or "") for item in members])
+        ids = tuple(item.utterance_id for item in members)
+        return Result(ids=ids, truth=truth, probabilities=np.eye(4)[truth], epoch=0, seconds=0.0)
+
+    found = {(1, 0): result(utterances[::2]), (1, 1): result(utterances[1::2])}
+    gathered = gather(found, utterances, "speakers")
+    assert np.array_equal(gathered.guesses[0], gathered.truth)
+    assert gathered.folds[0].tolist() == [0, 1] * (len(utterances) // 2)
+    assert gathered.units.max() == 9
+
+
+# Maps
+
+
+def test_a_map_that_is_as_large_as_the_speech_is_loud() -> None:
+    windows = torch.zeros(2, 3, 26, 40)
+    windows[:, 0, 0] = torch.arange(40.0)
+    even = np.ones((2, 8, 40), np.float32)
+    assert quiet_share(even, windows) == pytest.approx(1.0)
+    rising = even * np.arange(40, dtype=np.float32)
+    assert quiet_share(rising, windows) == pytest.approx(4.5 / 34.5)
+
+
+def test_attended_maps_are_what_the_network_goes_on_with() -> None:
+    config = replace(TINY.network, skip_connection=False)
+    network = build_network("can", config).eval()
+    windows = torch.randn(2, *config.input_shape, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+    network.attention.register_forward_hook(lambda *given: seen.append(given[2]))
+    with torch.inference_mode():
+        network(windows)
+    maps = torch.from_numpy(attended_map(network, windows)).transpose(1, 2)
+    # Without the skip connection F3 = ReLU(F2), and the map is |F2|.
+    assert torch.equal(seen[0][seen[0] > 0], maps[seen[0] > 0])
+
+
+# The command
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    parser.set_defaults(config="paper", set=[], cache=Path("cache"), command_line="reproduce")
+    return parser.parse_args(arguments)
+
+
+def test_help_names_every_study() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    told = re.sub(r"\s+", " ", parser.format_help())
+    assert all(study in told for study in STUDIES)
+
+
+def test_options_become_a_plan() -> None:
+    assert read_options(parsed()).plan == Plan()
+    small = read_options(parsed("--small", "--only", "table4", "table2", "--epochs", "7"))
+    assert small.plan == Plan(studies=("table2", "table4"), seeds=(1,), sparse=True)
+    assert (small.fit.epochs, small.fit.patience, small.fit.num_epochs) == (7, 7, 7)
+    with pytest.raises(ConfigError, match="--epochs 0"):
+        read_options(parsed("--epochs", "0"))
+
+
+def test_the_command_says_what_came_out(
+    utterances: list[Utterance],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    config = str(write_config(tmp_path / "tiny.toml", TINY))
+    given = parsed("--only", "table4", "--protocols", "paper", "--small", "--epochs", "1")
+    given.config, given.cache = config, tmp_path / "cache" / "features"
+    given.run, given.output = tmp_path / "run", tmp_path / "report"
+    run_command(utterances, given, Console(stderr=True))
+    told = capfd.readouterr()
+    assert "without triplet loss" in told.out and "iemocap, protocol 'paper'" in told.out
+    assert "0 of 10 trainings are done" in told.err and "report.html" in told.err

@@ -1,0 +1,70 @@
+"""Several networks that answer as one: their mean probability, which errs less than any of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from train.can import CanConfig, CanOutput, CascadedAttentionNetwork
+from train.statistics_network import StatisticsNetworks
+
+
+class Committee(nn.Module):
+    """``config.members`` CANs, and as many networks of statistics, trained side by side.
+
+    Each is begun otherwise. Both kinds have the same say, however many they are.
+    """
+
+    def __init__(
+        self, config: CanConfig, mean: Tensor | None = None, deviation: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        one = replace(config, members=1, statistics_members=0)
+        self.members = nn.ModuleList(
+            CascadedAttentionNetwork(one, mean, deviation) for _ in range(config.members)
+        )
+        self.statistics = (
+            StatisticsNetworks(config, mean, deviation) if config.statistics_members else None
+        )
+
+    def outputs(self, x: Tensor) -> list[CanOutput]:
+        """Return each member's own output for windows (n, 3, num_rows, T): what is trained."""
+        outputs = [member(x) for member in self.members]
+        return outputs if self.statistics is None else outputs + self.statistics(x)
+
+    def forward(self, x: Tensor) -> CanOutput:
+        """Score windows: logits are the logarithm of the members' mean probability.
+
+        The embedding is the members' side by side, the attention their mean.
+        """
+        outputs = self.outputs(x)
+        log_probabilities = [
+            torch.log_softmax(output.logits, dim=1) + math.log(share)
+            for output, share in zip(outputs, self._shares(), strict=True)
+        ]
+        mean = torch.logsumexp(torch.stack(log_probabilities), dim=0)
+        embedding = torch.cat([output.embedding for output in outputs], dim=1)
+        attention = torch.stack([output.attention for output in outputs]).mean(0)
+        return CanOutput(mean, embedding, attention)
+
+    def _shares(self) -> list[float]:
+        counts = [self.config.members, self.config.statistics_members]
+        num_kinds = sum(count > 0 for count in counts)
+        return [1.0 / (num_kinds * count) for count in counts for _ in range(count)]
+
+
+def build_can(
+    config: CanConfig, mean: Tensor | None = None, deviation: Tensor | None = None
+) -> CascadedAttentionNetwork | Committee:
+    """Build the network of a configuration: one, or a committee.
+
+    Raises:
+        ConfigError: as :class:`CascadedAttentionNetwork`.
+    """
+    if config.members == 1 and not config.statistics_members:
+        return CascadedAttentionNetwork(config, mean, deviation)
+    return Committee(config, mean, deviation)

@@ -1,0 +1,81 @@
+"""What a training hears of each utterance besides the utterance: the same words, otherwise.
+
+``slow`` and ``fast`` play it at 0.86 to 0.95 and 1.05 to 1.16 of its speed, pitch and all, as
+another speaker's (a third of them by telephone); ``noise`` adds a noise 5 to 25 dB below it,
+``room`` plays it in a room, ``telephone`` sends it through one. Each utterance has one copy of a
+kind, whose draws follow from its id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from scipy.signal import resample_poly
+
+from streamer.arrays import Samples
+from train.conditions import Surroundings, by_telephone, in_noise, in_room, sound
+from train.corpora import CorpusError, Utterance, read_samples
+from train.splits import NUM_FOLDS
+from train.telephone import telephone
+
+COPIES = ("clean", "telephone", "slow", "fast", "noise", "room")
+NOISE_CORPUS = "noise"
+"""Corpus of the utterances that are noise and nothing else."""
+
+_SPEEDS = {"slow": (0.86, 0.95), "fast": (1.05, 1.16)}
+_SNR_DB = (5.0, 25.0)
+_TELEPHONE_SHARE = 0.3
+
+
+def copy_samples(utterance: Utterance, copy: str, surroundings: Surroundings) -> Samples:
+    """Return one of COPIES of an utterance, 16 kHz, the same every time.
+
+    Raises:
+        CorpusError: the audio cannot be read, or there is no such noise or room.
+    """
+    samples = read_samples(utterance)
+    if copy == "clean":
+        return samples
+    rng = np.random.default_rng([_seed(utterance), COPIES.index(copy)])
+    law = int(rng.integers(2))
+    if copy == "telephone":
+        # Half of them keep what is under 300 Hz, as telephony over the internet does.
+        return telephone(samples, law) if rng.random() < 0.5 else by_telephone(samples, law)
+    if copy in _SPEEDS:
+        percent = round(100 * rng.uniform(*_SPEEDS[copy]))
+        samples = resample_poly(samples, 100, percent).astype(np.float32)
+        return telephone(samples, law) if rng.random() < _TELEPHONE_SHARE else samples
+    if copy == "noise" and surroundings.noises:
+        noise = sound(surroundings.noises[noise_of(utterance, surroundings)])
+        return in_noise(samples, noise, rng.uniform(*_SNR_DB), int(rng.integers(2**31)))
+    if copy == "room" and surroundings.rooms:
+        return in_room(samples, sound(surroundings.rooms[rng.integers(len(surroundings.rooms))]))
+    raise CorpusError(f"copy {copy!r}: expected the sounds that it is made of")
+
+
+def noise_of(utterance: Utterance, surroundings: Surroundings) -> int:
+    """The place, in the sorted list, of the noise that an utterance's noisy copy has in it."""
+    return _seed(utterance) % len(surroundings.noises)
+
+
+def noise_utterances(surroundings: Surroundings) -> tuple[Utterance, ...]:
+    """Noises as utterances of no emotion: windows of them must be told from speech.
+
+    Their ``speaker`` is the fold that they test: nobody trains on his own fold's noises.
+    """
+    return tuple(
+        Utterance(
+            path=path,
+            corpus=NOISE_CORPUS,
+            speaker=str(place % NUM_FOLDS),
+            label=None,
+            duration_s=0.0,
+            emotion="noise",
+        )
+        for place, path in enumerate(surroundings.noises)
+    )
+
+
+def _seed(utterance: Utterance) -> int:
+    return int.from_bytes(hashlib.sha256(utterance.utterance_id.encode()).digest()[:4], "big")

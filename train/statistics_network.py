@@ -1,0 +1,121 @@
+"""A network that hears a window's statistics, not its course: what the committee's CANs miss.
+
+Mean, deviation, quantiles and slope of each row, of its deltas, and of the voiced frames alone:
+the functionals that paralinguistics has long gone by (openSMILE's ComParE and eGeMAPS sets take
+more of them, of more rows), then two layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from streamer.errors import ConfigError
+from train.can import NUM_FEATURES, CanConfig, CanOutput
+
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+_DELTA_QUANTILES = (0.1, 0.9)
+_VOICING_ROW = 1
+"""Its place under the coefficients, where the features have pitch."""
+_NUM_STATISTICS = 14
+
+
+class StatisticsNetworks(nn.Module):
+    """Windows of features -> logits of each of ``config.statistics_members`` networks.
+
+    They share the statistics, and differ in what they were begun with. Each has
+    ``config.statistics_width`` cells between statistics and classifier. Features must have pitch:
+    voiced frames are told by their voicing.
+
+    Raises:
+        ConfigError: features without pitch.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    ramp: Tensor
+
+    def __init__(
+        self, config: CanConfig, mean: Tensor | None = None, deviation: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        if config.num_ceps + _VOICING_ROW >= config.num_rows:
+            raise ConfigError(
+                f"{config.num_rows} rows, {config.num_ceps} of them coefficients: expected pitch "
+                "and voicing below them, for a statistics network"
+            )
+        shape = (NUM_FEATURES, config.num_rows, 1)
+        self.register_buffer("mean", torch.zeros(shape) if mean is None else mean.clone())
+        self.register_buffer("deviation", torch.ones(shape) if deviation is None else deviation)
+        ramp = torch.linspace(-1.0, 1.0, config.num_frames)
+        self.register_buffer("ramp", ramp / config.num_frames, persistent=False)
+        num_inputs = _NUM_STATISTICS * config.num_rows
+        self.input_norm = nn.BatchNorm1d(num_inputs, affine=False)
+        self.members = nn.ModuleList(
+            StatisticsMember(config, num_inputs) for _ in range(config.statistics_members)
+        )
+
+    def forward(self, x: Tensor) -> list[CanOutput]:
+        """Score windows (n, 3, num_rows, T), features as they come from the front end."""
+        voicing = x[:, :1, self.config.num_ceps + _VOICING_ROW]  # (n, 1, T)
+        is_voiced = torch.sigmoid(20.0 * (voicing - 0.5))
+        statistics = self._statistics((x - self.mean) / self.deviation, is_voiced)
+        statistics = self.input_norm(statistics).clamp(-5.0, 5.0)
+        attention = torch.ones_like(x[:, 0, 0]) / x.shape[3]
+        return [member(statistics, attention) for member in self.members]
+
+    def _statistics(self, x: Tensor, is_voiced: Tensor) -> Tensor:
+        """(n, 3, num_rows, T) and (n, 1, T) -> (n, 14 num_rows)."""
+        static, delta, delta_delta = x[:, 0], x[:, 1], x[:, 2]
+        mean = static.mean(2)
+        voiced = is_voiced.sum(2) + 1.0  # at least one: whispering has a mean, too
+        voiced_mean = ((static * is_voiced).sum(2) + mean) / voiced
+        voiced_square = ((static - voiced_mean.unsqueeze(2)).square() * is_voiced).sum(2) / voiced
+        parts = [
+            mean,
+            _deviation(static),
+            *(quantile - mean for quantile in _quantiles(static, _QUANTILES)),
+            (static * self.ramp).sum(2),
+            _deviation(delta),
+            _deviation(delta_delta),
+            *_quantiles(delta, _DELTA_QUANTILES),
+            voiced_mean - mean,
+            (voiced_square + 1e-4).sqrt(),
+        ]
+        return torch.cat(parts, dim=1)
+
+
+class StatisticsMember(nn.Module):
+    """Two layers over the statistics."""
+
+    def __init__(self, config: CanConfig, num_inputs: int) -> None:
+        super().__init__()
+        width = config.statistics_width
+        self.hidden = nn.Sequential(
+            nn.Dropout(0.1),
+            nn.Linear(num_inputs, width, bias=False),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+        )
+        self.classifier = nn.Linear(width, config.num_labels)
+        self.emotions = nn.Linear(width, config.num_emotions) if config.num_emotions else None
+
+    def forward(self, statistics: Tensor, attention: Tensor) -> CanOutput:
+        """Score statistics (n, num_inputs); ``attention`` (n, T) is passed on."""
+        embedding = self.hidden(statistics)
+        emotions = None if self.emotions is None else self.emotions(embedding)
+        return CanOutput(self.classifier(embedding), embedding, attention, emotions)
+
+
+def _deviation(rows: Tensor) -> Tensor:
+    return (rows.var(2, correction=0) + 1e-4).sqrt()
+
+
+def _quantiles(rows: Tensor, shares: tuple[float, ...]) -> list[Tensor]:
+    """Quantiles over every second frame, the nearest one's; (n, rows, T) -> one (n, rows) each."""
+    rows = rows[:, :, ::2]
+    num_frames = rows.shape[2]
+    ordered = torch.topk(rows, num_frames, dim=2).values
+    return [ordered[:, :, round((1.0 - share) * (num_frames - 1))] for share in shares]
