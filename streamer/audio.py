@@ -82,8 +82,9 @@ class Decoder:
 
     def __init__(self, format: AudioFormat, sample_rate: int = SAMPLE_RATE) -> None:
         self._format = format
-        self._sample_rate = sample_rate
-        self._resamplers = self._new_resamplers()
+        self._resamplers = [
+            Resampler(format.sample_rate, sample_rate) for _ in range(format.channels)
+        ]
         self._dtype = np.dtype(_DTYPES[format.encoding])
         tables = {"mulaw": mulaw_table, "alaw": alaw_table}
         self._table = tables[format.encoding]() if format.encoding in tables else None
@@ -163,28 +164,6 @@ class Decoder:
                 f"{self._format.encoding})"
             )
         return _by_channel([resampler.flush() for resampler in self._resamplers])
-
-    def receive_gap(self) -> list[tuple[int, Samples]]:
-        """Learns that audio was lost; returns the samples that the resampler held back before it.
-
-        What comes next is resampled as if nothing had been before. Of a sample that was cut by the
-        gap nothing is left.
-
-        Returns:
-            As `receive`.
-
-        Raises:
-            SessionClosedError: `receive_end` was called before.
-        """
-        if self._ended:
-            raise SessionClosedError("a gap came after the end, expected a new decoder")
-        tails = _by_channel([resampler.flush() for resampler in self._resamplers])
-        self._leftover, self._resamplers = b"", self._new_resamplers()
-        return tails
-
-    def _new_resamplers(self) -> list[Resampler]:
-        rates = self._format.sample_rate, self._sample_rate
-        return [Resampler(*rates) for _ in range(self._format.channels)]
 
     def _decode(self, coded: NDArray[Any]) -> Samples:
         if self._table is not None:

@@ -254,11 +254,15 @@ class Call:
         return events
 
     def _receive_tails(self, channel: int | None) -> None:
-        """Take what decoders hold back, of one channel or each: it is from before the gap."""
+        """Take what decoders hold back, of one channel or each: it is from before the gap.
+
+        They begin anew behind it. Of a sample that it cut in two nothing is left.
+        """
         for first, decoder in enumerate(self._decoders):
-            if channel in (None, first) or len(self._decoders) < len(self.sessions):
-                for place, samples in decoder.receive_gap():
+            if channel in (None, first) or not self.config.as_tracks:
+                for place, samples in decoder.receive_end():
                     self.sessions[first + place].receive_audio(samples)
+                self._decoders[first] = Decoder(decoder.format)
         for session, marks in zip(self.sessions, self._marks, strict=True):
             if marks:  # it arrived when the last bytes did
                 marks[-1] = max(marks[-1][0], session.num_samples), marks[-1][1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TypeAlias
-from urllib.parse import parse_qsl, urlencode
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, quote, urlencode
 
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -18,6 +18,9 @@ from streamer.tokens import Scope
 ScopeOf: TypeAlias = Callable[[str, str], Scope | None]
 """What a request needs, by method and path, None where everybody may; of a WebSocket the method is
 ``WEBSOCKET``."""
+
+_TARGET, _GUEST = "streamer.target", "streamer.guest"
+"""What is told to the application behind, in the connection's scope."""
 
 
 def scope_of(method: str, path: str) -> Scope | None:
@@ -34,8 +37,8 @@ def scope_of(method: str, path: str) -> Scope | None:
 class Doors:
     """An ASGI application that lets requests through to another, or refuses them in words.
 
-    A token in the URL goes no further than here. A WebSocket that takes calls holds a place of its
-    token's until it is closed.
+    A token in the URL goes no further than here, but for :func:`handshake_of`, which signatures
+    need whole. A WebSocket that takes calls holds a place of its token's until it is closed.
 
     Args:
         app: the application behind.
@@ -66,8 +69,9 @@ class Doors:
         needed = self._needs(method, scope["path"])
         with ExitStack() as stack:
             answer: Grant | Refusal = Grant()
+            handshake = handshake_of(scope)
             if needed is not None:
-                answer = self._access.check(handshake_of(scope), needed)
+                answer = self._access.check(handshake, needed)
             if isinstance(answer, Grant) and needed == "send" and method == "WEBSOCKET":
                 place = self._access.take_place(answer)
                 if isinstance(place, Refusal):
@@ -78,12 +82,20 @@ class Doors:
                 self._refused(answer.code)
                 await _refuse(answer, scope, send)
                 return
-            await self._app(_without_token(scope), receive, _accepting(answer, send))
+            passed = _without_token(scope) | {_TARGET: handshake.target, _GUEST: answer.name}
+            await self._app(passed, receive, _accepting(answer, send))
+
+
+def guest_of(scope: AsgiScope) -> str:
+    """Return the name of the token with which a request came in; empty where none was needed."""
+    return str(scope.get(_GUEST, ""))
 
 
 def handshake_of(scope: AsgiScope) -> Handshake:
-    """Return what a request says."""
+    """Return what a request says, its target as it was before any token was cut out."""
     query = scope.get("query_string", b"").decode("latin-1")
+    path = scope.get("raw_path") or quote(scope["path"]).encode()
+    target = path.decode("latin-1") + (f"?{query}" if query else "")
     headers = (
         (name.decode("latin-1").lower(), value.decode("latin-1"))
         for name, value in scope["headers"]
@@ -92,13 +104,14 @@ def handshake_of(scope: AsgiScope) -> Handshake:
         path=scope["path"],
         query=tuple(parse_qsl(query, keep_blank_values=True)),
         headers=tuple(headers),
+        target=scope.get(_TARGET, target),
     )
 
 
-def _without_token(scope: AsgiScope) -> AsgiScope:
+def _without_token(scope: AsgiScope) -> dict[str, Any]:
     """Return the scope without a token in its query: nobody behind is to see or log it."""
     if b"token=" not in scope.get("query_string", b""):
-        return scope
+        return dict(scope)
     pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     kept = urlencode([(name, value) for name, value in pairs if name != "token"])
     return {**scope, "query_string": kept.encode("ascii")}

@@ -30,6 +30,7 @@ from streamer.records import (
     Store,
     StoredCall,
     Watched,
+    public_name,
 )
 from streamer.session import SessionConfig
 from streamer.watch import Watch
@@ -38,7 +39,6 @@ _log = logging.getLogger("streamer.server")
 
 RETRY_S = 10
 """When a peer that was refused is asked to try again."""
-"""Fields of the log that hold no blanks and came from no peer."""
 _TICK_S = 0.25
 _STORE_TICKS = 4
 _FINISH_TIMEOUT_S = 5.0
@@ -112,7 +112,9 @@ class Hub:
             return "overloaded", sentence
         return None
 
-    def begin(self, start: Start, *, dialect: str, peer: str, may_return: bool) -> LiveCall:
+    def begin(
+        self, start: Start, *, dialect: str, peer: str, may_return: bool, owner: str = ""
+    ) -> LiveCall:
         """Begin the call that a peer asks for.
 
         Raises:
@@ -124,37 +126,43 @@ class Hub:
         if self.num_calls >= self.config.max_calls:
             min(self._parked(), key=lambda call: call.parked_until_s).give_up()
         self._forget_finished()
+        secret = secrets.token_hex(16)
         record = CallRecord(
-            session=secrets.token_hex(16),
+            session=public_name(secret),
             call_id=start.call_id,
             dialect=dialect,
             roles=start.roles or ("customer",) * start.audio.channels,
             started_at=self._clock(),
             start=start,
+            owner=owner,
         )
         call = self._call(record)
         if self.store is not None:
             self.store.add_call(record)
-        live = self._begin(call, record, EventLog(), peer, may_return=may_return)
+        live = self._begin(call, record, EventLog(), peer, secret, may_return=may_return)
         live.begin()
         return live
 
-    async def resume(self, resume: Resume, *, peer: str) -> LiveCall:
+    async def resume(self, resume: Resume, *, peer: str, owner: str = "") -> LiveCall:
         """Find the call to which a peer comes back, also where another process began it.
+
+        Its ``session`` is the call's secret; ``owner``, the name of its token, is who began it.
 
         Raises:
             PeerError: there is no such call any more, or events that it lacks are gone.
         """
-        live = self._calls.get(resume.session)
+        session = public_name(resume.session)
+        live = self._calls.get(session)
         if live is None and self.store is not None and self.scorer is not None:
-            stored = await self.store.unfinished(resume.session)
-            live = self._calls.get(resume.session)  # of two that came back one was first
-            if stored is not None and live is None and not self._is_draining:
+            stored = await self.store.unfinished(session)
+            live = self._calls.get(session)  # of two that came back one was first
+            is_theirs = stored is not None and stored.record.owner == owner
+            if stored is not None and is_theirs and live is None and not self._is_draining:
                 return self._revive(stored, resume, peer)
-        if live is None:
+        if live is None or live.record.owner != owner:
             raise PeerError(
                 "no such session, or not any more: expected one that was cut off less than "
-                f"{self.config.resume_timeout_s:g} s ago",
+                f"{self.config.resume_timeout_s:g} s ago, and the token that began it",
                 code="unknown_session",
             )
         self._check_log(live.log, resume)
@@ -169,21 +177,23 @@ class Hub:
         return [call.snapshot() for call in self._calls.values() if not call.is_over]
 
     async def watch(self, session: str | None = None) -> AsyncIterator[Watched]:
-        """Give the calls as they are, or one of them, then their events as they come.
+        """Give the calls as they are, or one of them to its end, then their events as they come.
 
         A watcher that is slow loses stale emotions first; one that is slower still starts again
         with a snapshot.
         """
         watch = Watch(session)
+        if session is not None and all(c.record.session != session for c in self.calls()):
+            watch.end(session)
         self._watches.add(watch)
         try:
-            while True:
+            while not watch.has_ended:
                 if watch.take_is_behind():
                     calls = [c for c in self.calls() if session in (None, c.record.session)]
                     yield Snapshot(calls=tuple(calls))
-                yield_now = await watch.next()
-                if yield_now is not None:
-                    yield yield_now
+                item = await watch.next()
+                if item is not None:
+                    yield item
         finally:
             self._watches.discard(watch)
 
@@ -226,7 +236,6 @@ class Hub:
             PeerError: it cannot be.
         """
         start, session = record.start, self.config.session
-        assert self.scorer is not None
         try:
             if start.step_s is not None:
                 session = replace(session, step_s=start.step_s)
@@ -241,6 +250,7 @@ class Hub:
                 first_seq=first_seq,
                 alerts=self.config.alerts,
             )
+            assert self.scorer is not None
             return Call(self.scorer.card, config)
         except (AudioError, ConfigError) as error:
             raise PeerError(str(error), code=error.code) from error
@@ -253,7 +263,7 @@ class Hub:
             log = EventLog(first_seq=resume.seq + 1)
         self._check_log(log, resume)
         call = self._call(record, start_sample=here, first_seq=log.next_seq)
-        live = self._begin(call, record, log, peer, may_return=True)
+        live = self._begin(call, record, log, peer, resume.session, may_return=True)
         first = math.ceil(here * record.start.audio.sample_rate / call.card.features.sample_rate)
         samples = resume.samples if isinstance(resume, ResumeFrom) else None
         live.skip_to(max(first, samples or 0), here, "server_restart")
@@ -261,12 +271,20 @@ class Hub:
         return live
 
     def _begin(
-        self, call: Call, record: CallRecord, log: EventLog, peer: str, *, may_return: bool
+        self,
+        call: Call,
+        record: CallRecord,
+        log: EventLog,
+        peer: str,
+        secret: str,
+        *,
+        may_return: bool,
     ) -> LiveCall:
         assert self.scorer is not None
         live = LiveCall(
             call,
             record,
+            secret=secret,
             scorer=self.scorer,
             pressure=self.pressure,
             on_event=self._receive_event,
@@ -279,7 +297,9 @@ class Hub:
         if self._ticker is None:
             self._ticker = asyncio.create_task(self._tick())
         start = record.start
-        log_line(
+        write(
+            _log,
+            logging.INFO,
             "call start",
             session=record.session,
             peer=peer,
@@ -329,7 +349,9 @@ class Hub:
         """A call is over; it is kept until nobody can come back for its last events."""
         if not live.is_reported:
             live.is_reported = True
-            log_line(
+            write(
+                _log,
+                logging.INFO,
                 "call end",
                 session=live.record.session,
                 reason=live.reason,
@@ -338,6 +360,8 @@ class Hub:
                 events=live.num_events,
             )
             self._tell(lambda observer: observer.call_ended(live.record, live.reason))
+            for watch in self._watches:
+                watch.end(live.record.session)
         if is_released:
             self._calls.pop(live.record.session, None)
         if not self.num_calls:
@@ -363,14 +387,10 @@ class Hub:
             self.pressure.loop_lagged(loop.time() - due_s)
             before, level = self.pressure.level, self.pressure.update(loop.time())
             if level != before:
-                log_line("pressure", level=level, wait_s=round(self.pressure.wait_s, 2))
+                wait_s = round(self.pressure.wait_s, 2)
+                write(_log, logging.INFO, "pressure", level=level, wait_s=wait_s)
             num_ticks += 1
             if self.store is not None and num_ticks % _STORE_TICKS == 0:
                 for live in self._calls.values():
                     if not live.is_over:
                         self.store.add_events(live.record.session, [], live.settled_samples)
-
-
-def log_line(what: str, **fields: object) -> None:
-    """Write one line of words to the server's log; empty fields are left out."""
-    write(_log, logging.INFO, what, **fields)

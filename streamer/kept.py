@@ -30,6 +30,7 @@ BEGIN IMMEDIATE;
 CREATE TABLE calls (
     session TEXT PRIMARY KEY,
     call_id TEXT NOT NULL,
+    owner TEXT NOT NULL,         -- the name of the token that began it
     dialect TEXT NOT NULL,
     model TEXT,
     roles TEXT NOT NULL,         -- by channel, with a comma between
@@ -69,8 +70,8 @@ _READING_TIMEOUT_S = 10.0
 _STEPS_BETWEEN_LOOKS = 100_000
 
 _COLUMNS = (
-    "session, call_id, dialect, model, roles, start, started_at, heard_at, ended_at, reason, "
-    "num_samples, last_seq, summary"
+    "session, call_id, owner, dialect, model, roles, start, started_at, heard_at, ended_at, "
+    "reason, num_samples, last_seq, summary"
 )
 
 
@@ -90,6 +91,7 @@ class KeptCall(Struct, frozen=True, kw_only=True):
 
     session: str
     call_id: str
+    owner: str
     dialect: str
     model: str | None
     roles: tuple[str, ...]

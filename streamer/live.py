@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from msgspec.structs import replace
 from starlette.websockets import WebSocket
 
 from streamer.call import Lost, TrackChunk
@@ -24,9 +26,11 @@ from streamer.dialects import (
 )
 from streamer.dialects.native import NativeDialect
 from streamer.dialects.registry import NATIVE_PATH, DialectSecrets, dialect_name, make_dialect
-from streamer.events import Error, Event
-from streamer.hub import RETRY_S, Hub, log_line
+from streamer.doors import guest_of, handshake_of
+from streamer.events import Error, Event, Ready
+from streamer.hub import RETRY_S, Hub
 from streamer.live_call import MAX_UNTOLD, LiveCall
+from streamer.logs import write
 from streamer.wire import GoneError, Wire
 
 _log = logging.getLogger("streamer.server")
@@ -44,23 +48,21 @@ _FOR_EVER_S = 86400.0
 
 @dataclass(frozen=True, kw_only=True)
 class LiveConfig:
-    """What holds for every connection of a server; see :class:`streamer.server.ServerConfig`."""
+    """What holds for every connection of a server; see :class:`streamer.server.ServerConfig`.
+
+    ``refused`` is told the code with which a peer was refused before it had a call.
+    """
 
     min_step_s: float = 0.1
     idle_timeout_s: float = 60.0
     send_timeout_s: float = 30.0
     secrets: DialectSecrets = field(default_factory=DialectSecrets)
+    refused: Callable[[str], None] = lambda code: None
 
 
-class _Stopping(PeerError):
-    """The server ends the connection."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the server is stopping: expected a new call elsewhere, or later",
-            code="stopping",
-            close_code=CloseCode.GOING_AWAY,
-        )
+def _stopping() -> PeerError:
+    sentence = "the server is stopping: expected a new call elsewhere, or later"
+    return PeerError(sentence, code="stopping", close_code=CloseCode.GOING_AWAY)
 
 
 class Connection:
@@ -74,29 +76,27 @@ class Connection:
         self._socket = websocket
         self._hub = hub
         self._config = config
-        self._handshake = Handshake(
-            path=websocket.url.path,
-            query=tuple(websocket.query_params.multi_items()),
-            headers=tuple((name.lower(), value) for name, value in websocket.headers.items()),
-        )
+        self._handshake = handshake_of(websocket.scope)
+        self._owner = guest_of(websocket.scope)
         self._is_native = self._handshake.path == NATIVE_PATH
         self._dialect: Dialect = NativeDialect(Handshake(path=NATIVE_PATH))
         self._receiving: asyncio.Timeout | None = None
-        self._silent_at_s = asyncio.get_running_loop().time() + config.idle_timeout_s
+        self._clock = asyncio.get_running_loop().time
+        self._note_life()
         self._is_ending = self._is_abandoned = self._is_replaced = False
         self._task: asyncio.Task[Any] | None = None
         self._live: LiveCall | None = None
         self._seq = -1
         self._wire = Wire(websocket, config.send_timeout_s)
         self._news = asyncio.Event()
-        self._ack_due_s = asyncio.get_running_loop().time() + _ACK_S
+        self._ack_due_s = self._clock() + _ACK_S
         self._is_ack_due = self._has_acknowledged = False
 
     def end(self) -> None:
         """End it as soon as its call is over; at once, with 1001, where it has none yet."""
         self._is_ending = True
         if self._live is None and self._receiving is not None and not self._receiving.expired():
-            self._receiving.reschedule(asyncio.get_running_loop().time())
+            self._receiving.reschedule(self._clock())
 
     def abandon(self) -> None:
         """End it at once, whatever it waits for; the peer gets nothing more."""
@@ -129,14 +129,14 @@ class Connection:
             reason = "abandoned"
         except Exception:  # noqa: BLE001 - a task's edge: one call's fault is that call's alone
             _log.exception("connection failed peer=%s", self._wire.peer)
-            await self._apologise()
+            with suppress(GoneError):
+                await self._wire.close(CloseCode.INTERNAL, "internal")
         finally:
             if self._live is not None:
                 self._live.detach(self, reason, may_return=may_return)
         if self._live is None:
-            log_line(
-                "connection end", peer=self._wire.peer, path=self._handshake.path, reason=reason
-            )
+            peer, path = self._wire.peer, self._handshake.path
+            write(_log, logging.INFO, "connection end", peer=peer, path=path, reason=reason)
 
     async def _hear(self) -> str:
         """Do it all; return why it ended."""
@@ -148,12 +148,14 @@ class Connection:
             )
         except PeerError as fault:
             if not self._is_native:  # it would not understand an event
+                self._config.refused(fault.code)
                 await self._wire.deny(403, str(fault))
                 return fault.code
             await self._wire.accept()
             return await self._send_fault(fault)
         if not self._is_native and (refusal := self._hub.refusal()) is not None:
             code, sentence = refusal
+            self._config.refused(code)
             await self._wire.deny(503, sentence, {"retry-after": str(RETRY_S)})
             return code
         await self._wire.accept()
@@ -190,7 +192,7 @@ class Connection:
     async def _connect(self, first: Input) -> LiveCall:
         """Begin the call that the first message asks for, or find it."""
         if isinstance(first, Resume):
-            live = await self._hub.resume(first, peer=self._wire.peer)
+            live = await self._hub.resume(first, peer=self._wire.peer, owner=self._owner)
             self._seq, self._is_ack_due = first.seq, self._is_native
         else:
             assert isinstance(first, Start)
@@ -199,6 +201,7 @@ class Connection:
                 dialect=dialect_name(self._handshake.path),
                 peer=self._wire.peer,
                 may_return=self._is_native,
+                owner=self._owner,
             )
         live.attach(self, self._seq)
         return live
@@ -207,7 +210,6 @@ class Connection:
 
     async def _listen(self, live: LiveCall, inputs: list[Input]) -> None:
         """Take the peer's messages to its end; its faults end the call, after what came before."""
-        clock = asyncio.get_running_loop().time
         try:
             while True:
                 for item in inputs:
@@ -215,9 +217,11 @@ class Connection:
                         live.end("end")
                         return await self._listen_on(live)
                     await self._take(live, item)
-                since_s = clock()
+                since_s = self._clock()
                 inputs = await self._receive()
-                if clock() - since_s > _AT_ONCE_S and not (inputs and isinstance(inputs[-1], End)):
+                if self._clock() - since_s > _AT_ONCE_S and not (
+                    inputs and isinstance(inputs[-1], End)
+                ):
                     await self._rest(live)
         except PeerError as fault:
             if live.is_heard_by(self):
@@ -231,17 +235,16 @@ class Connection:
             return
         assert isinstance(item, bytes | TrackChunk | Lost)
         if not live.has_room:
-            since_s = asyncio.get_running_loop().time()
+            since_s = self._clock()
             await live.room()
-            self._silent_at_s += asyncio.get_running_loop().time() - since_s  # we did not listen
+            self._silent_at_s += self._clock() - since_s  # we did not listen
         if live.is_heard_by(self):
             live.feed(item)
 
     async def _listen_on(self, live: LiveCall) -> None:
         """Go on when the audio is over, for acknowledgements: the rest is ignored."""
-        loop = asyncio.get_running_loop()
         while True:
-            self._silent_at_s = loop.time() + _FOR_EVER_S
+            self._silent_at_s = self._clock() + _FOR_EVER_S
             with suppress(PeerError):
                 for item in await self._receive():
                     if isinstance(item, Acknowledge):
@@ -280,16 +283,14 @@ class Connection:
             raise GoneError(f"disconnected {message['code']}", has_hung_up=has_hung_up)
         text, chunk = message.get("text"), message.get("bytes")
         if chunk:
-            loop = asyncio.get_running_loop()
-            self._silent_at_s = loop.time() + self._config.idle_timeout_s
+            self._note_life()
         elif text is None:
             await asyncio.sleep(0)  # a flood of empty messages must not keep the loop
         try:
             if text is not None:
                 inputs = self._dialect.receive_text(text)
                 if any(isinstance(item, TrackChunk) for item in inputs):
-                    loop = asyncio.get_running_loop()
-                    self._silent_at_s = loop.time() + self._config.idle_timeout_s
+                    self._note_life()
                 return inputs
             inputs = self._dialect.receive_bytes(chunk or b"")
             self._note_progress()
@@ -297,9 +298,13 @@ class Connection:
         finally:
             await self._queue_answers()
 
+    def _note_life(self) -> None:
+        """The peer is there: it may be silent for some time again."""
+        self._silent_at_s = self._clock() + self._config.idle_timeout_s
+
     def _note_progress(self) -> None:
         """Have the peer told once a second how much of its audio is here."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._clock()
         if self._is_native and self._live is not None and now_s >= self._ack_due_s:
             self._ack_due_s = now_s + _ACK_S
             self._is_ack_due = True
@@ -308,15 +313,15 @@ class Connection:
     async def _next_message(self) -> dict[str, Any]:
         """Wait for a message, but not longer than a peer may be silent."""
         if self._is_ending and self._live is None:
-            raise _Stopping
+            raise _stopping()
         try:
             async with asyncio.timeout_at(self._silent_at_s) as self._receiving:
                 message = await self._socket.receive()
-            if asyncio.get_running_loop().time() > self._silent_at_s:  # it was there at once
+            if self._clock() > self._silent_at_s:  # it was there at once
                 raise TimeoutError
         except TimeoutError:
             if self._is_ending and self._live is None:
-                raise _Stopping from None
+                raise _stopping() from None
             raise PeerError(
                 f"no audio for {self._config.idle_timeout_s:g} s: expected some, silence too, or "
                 "the end",
@@ -339,13 +344,15 @@ class Connection:
             self._news.clear()
             if self._is_ack_due and isinstance(self._dialect, NativeDialect):
                 self._is_ack_due = False
-                self._dialect.receive_progress(live.record.session, live.num_samples, self._seq)
+                self._dialect.receive_progress(live.secret, live.num_samples, self._seq)
                 self._wire.put(self._dialect.messages_to_send())
             await self._wire.flush()
             if listening.done():
                 listening.result()  # raises: it ends with the connection
             event = self._next_event(live)
             if event is not None:
+                if self._is_native and isinstance(event, Ready):
+                    event = replace(event, session=live.secret)  # with which it may come back
                 await self._send(event)
                 if live.is_heard_by(self):
                     live.told(self._seq)
@@ -375,7 +382,10 @@ class Connection:
 
     async def _queue_answers(self) -> None:
         """Have the answers to a message sent; wait while the peer takes none."""
-        has_some = self._wire.put(self._dialect.messages_to_send())
+        answers = self._dialect.messages_to_send()
+        if answers and not self._is_native:  # to a ping in a pause, say: a sign of life
+            self._note_life()
+        has_some = self._wire.put(answers)
         if self._live is None:
             await self._wire.flush()
         elif has_some:
@@ -383,12 +393,7 @@ class Connection:
             await self._wire.room()
 
     async def _send_fault(self, fault: PeerError) -> str:
+        self._config.refused(fault.code)
         await self._send(Error(seq=0, code=fault.code, message=str(fault), fatal=True))
         await self._wire.close(fault.close_code, fault.code)
         return fault.code
-
-    async def _apologise(self) -> None:
-        message = "the server failed, and has logged how: expected nothing of the kind"
-        fault = PeerError(message, code="internal", close_code=CloseCode.INTERNAL)
-        with suppress(GoneError):
-            await self._wire.close(fault.close_code, fault.code)

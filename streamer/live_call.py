@@ -55,6 +55,7 @@ class LiveCall:
     Args:
         call: a call to which nothing was fed.
         record: what it is.
+        secret: with which its peer may come back.
         scorer: scores its windows.
         pressure: of the process.
         on_event: awaited with each event before it can be told.
@@ -69,6 +70,7 @@ class LiveCall:
         call: Call,
         record: CallRecord,
         *,
+        secret: str = "",
         scorer: Scorer,
         pressure: Pressure,
         on_event: Callable[[LiveCall, Event], Awaitable[None] | None],
@@ -78,6 +80,7 @@ class LiveCall:
     ) -> None:
         self.call = call
         self.record = record
+        self.secret = secret
         self.log = log if log is not None else EventLog()
         self.reason = ""
         """Why it ended: ``end``, the code of a fault, what became of its peer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
@@ -14,9 +15,9 @@ from streamer.events import Emotion, Event, Turn
 class CallRecord:
     """What is fixed when a call begins.
 
-    ``session`` is ours and not to be guessed: who knows it may resume the call. ``call_id`` is the
-    peer's own name for it, or empty. ``roles`` has one entry a channel. ``started_at`` is in
-    seconds since 1970, by the system's clock.
+    ``session`` is our name for it, which everybody may see: see :func:`public_name`. ``call_id`` is
+    the peer's own, or empty. ``roles`` has one entry a channel. ``started_at`` is in seconds since
+    1970, by the system's clock. ``owner`` is the name of the token that began it, or empty.
     """
 
     session: str
@@ -25,6 +26,16 @@ class CallRecord:
     roles: tuple[str, ...]
     started_at: float
     start: Start
+    owner: str = ""
+
+
+def public_name(secret: str) -> str:
+    """Return the name of the call that who has this secret may resume: 32 hexadecimal digits.
+
+    The secret is told to the call's own peer alone, and kept nowhere but in memory. From its name
+    nobody finds it: the first 128 bits of SHA-256 of 128 random ones.
+    """
+    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True)

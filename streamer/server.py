@@ -13,8 +13,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -24,10 +23,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from streamer.access import Access, AccessConfig, check_address, reload_tokens
-from streamer.alerts import AlertRule
+from streamer.access import Access, reload_tokens
+from streamer.alerts import check_labels
+from streamer.api import api_routes
 from streamer.batching import Batcher, Scorer
-from streamer.dialects.registry import NATIVE_PATH, PATHS, DialectSecrets
+from streamer.dialects.registry import NATIVE_PATH, PATHS
 from streamer.doors import Doors
 from streamer.errors import ConfigError, SerStreamError
 from streamer.hub import RETRY_S, Hub, HubConfig
@@ -35,88 +35,32 @@ from streamer.live import Connection, LiveConfig
 from streamer.logs import configure
 from streamer.metrics import Metrics
 from streamer.model import Model, Provider
-from streamer.pressure import PressureConfig
 from streamer.records import CallObserver, Store
-from streamer.session import SessionConfig
+from streamer.server_config import ServerConfig as ServerConfig
+from streamer.store import Store as CallStore
 from streamer.tls import load_certificate, tls_context
 from streamer.tokens import load_tokens
 from streamer.transport import BoundedConfig, BoundedServer
+from streamer.webhooks import WebhookObserver, Webhooks
 
 _log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """What an operator may choose.
-
-    ``max_calls`` are heard at once, the next ones refused in words; ``max_connections`` counts
-    whatever is connected. A peer has ``handshake_timeout_s`` to become a WebSocket; one that
-    sends no audio for ``idle_timeout_s``, or reads nothing for ``send_timeout_s``, is closed. One
-    that was cut off may come back within ``resume_timeout_s``. A stopping server gives its calls
-    ``drain_timeout_s`` to get their last events. ``pressure`` says when windows are left out.
-
-    Raises:
-        ConfigError: a value outside its range, or an address that others can reach.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8765
-    tokens: Path | None = None
-    access: AccessConfig = field(default_factory=AccessConfig)
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    plaintext_behind_proxy: bool = False
-    session: SessionConfig = field(default_factory=SessionConfig)
-    analyse_agents: bool = False
-    min_step_s: float = 0.1
-    max_calls: int = 200
-    max_connections: int = 1000
-    max_message_bytes: int = 2**20
-    handshake_timeout_s: float = 10.0
-    idle_timeout_s: float = 60.0
-    send_timeout_s: float = 30.0
-    resume_timeout_s: float = 60.0
-    drain_timeout_s: float = 10.0
-    alerts: tuple[AlertRule, ...] = ()
-    secrets: DialectSecrets = field(default_factory=DialectSecrets)
-    pressure: PressureConfig = field(default_factory=PressureConfig)
-
-    def __post_init__(self) -> None:
-        check_address(
-            self.host,
-            has_tokens=self.tokens is not None,
-            has_tls=self.tls_cert is not None and self.tls_key is not None,
-            is_behind_proxy=self.plaintext_behind_proxy,
-        )
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port {self.port}: expected 0 to 65535")
-        if not 0 < self.max_calls <= self.max_connections:
-            raise ConfigError(
-                f"max_calls {self.max_calls}, max_connections {self.max_connections}: expected "
-                "one call or more, and no more of them than connections"
-            )
-        if not 1024 <= self.max_message_bytes <= 2**26:
-            raise ConfigError(
-                f"max_message_bytes {self.max_message_bytes}: expected 1024 to {2**26}"
-            )
-        for name in ("handshake", "idle", "send", "drain"):
-            timeout_s = getattr(self, f"{name}_timeout_s")
-            if not 0.0 < timeout_s <= 86400.0:
-                raise ConfigError(f"{name}_timeout_s {timeout_s}: expected more than 0, to a day")
-        if not 0.0 <= self.resume_timeout_s <= 3600.0:
-            raise ConfigError(
-                f"resume_timeout_s {self.resume_timeout_s}: expected 0, which is never, to an hour"
-            )
+_LAST_POSTS_S = 2.0
+"""What webhooks have at the end, however long the calls took."""
 
 
 class Service:
     """The calls that are going on, what scores them, and the HTTP around them.
 
     Args:
-        config: limits, and what is inferred.
+        config: limits, and what is inferred; its ``store`` is for whoever makes one.
         scorer: may also come later; until then calls are refused with "try again".
-        store: keeps the calls, if any does.
+        store: keeps the calls, if any does; whoever made it closes it.
         observers: follow all calls.
+
+    Raises:
+        ConfigError: the tokens cannot be read, webhooks cannot be sent, or an alert is for a label
+            that the scorer's model does not have.
     """
 
     def __init__(
@@ -130,6 +74,8 @@ class Service:
         self.config = config
         self.access = Access(config.access, load_tokens(config.tokens) if config.tokens else ())
         self.metrics = Metrics(max_calls=config.max_calls)
+        self._webhooks = Webhooks(config.webhooks) if config.webhooks.targets else None
+        posting = [] if self._webhooks is None else [WebhookObserver(self._webhooks)]
         self.hub = Hub(
             HubConfig(
                 session=config.session,
@@ -139,17 +85,18 @@ class Service:
                 resume_timeout_s=config.resume_timeout_s,
                 pressure=config.pressure,
             ),
-            scorer=None if scorer is None else self.metrics.timed(scorer),
             store=store,
-            observers=[self.metrics, *observers],
+            observers=[self.metrics, *posting, *observers],
         )
-        self.metrics.watch_readiness(lambda: self.hub.refusal() is None)
-        self.metrics.watch_pressure(lambda: self.hub.pressure.level)
+        self._kept = store if isinstance(store, CallStore) else None
+        self._watch(self.metrics)
+        self.scorer = scorer
         self._live = LiveConfig(
             min_step_s=config.min_step_s,
             idle_timeout_s=config.idle_timeout_s,
             send_timeout_s=config.send_timeout_s,
             secrets=config.secrets,
+            refused=self.metrics.call_refused,
         )
         self._connections: set[Connection] = set()
         self._is_empty = asyncio.Event()
@@ -162,6 +109,10 @@ class Service:
 
     @scorer.setter
     def scorer(self, scorer: Scorer | None) -> None:
+        if scorer is not None:
+            check_labels(self.config.alerts, scorer.card.labels)
+        if isinstance(scorer, Batcher):
+            self.metrics.watch_queue(lambda: scorer.num_waiting)
         self.hub.scorer = None if scorer is None else self.metrics.timed(scorer)
 
     @property
@@ -178,6 +129,7 @@ class Service:
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 self.metrics.route(),
+                *api_routes(self.hub, self._kept, send_timeout_s=self.config.send_timeout_s),
                 WebSocketRoute("/{path:path}", self._no_such_path),
             ],
             middleware=[Middleware(Doors, access=self.access, refused=self.metrics.call_refused)],
@@ -188,9 +140,11 @@ class Service:
     async def drain(self, timeout_s: float) -> int:
         """Take no more calls, end those that are going on; return how many had to be abandoned.
 
-        Each gets its last events, its summary, and close 1001, if there is time for it.
+        Each gets its last events, its summary, and close 1001, if there is time for it. Webhooks
+        that wait are tried once more.
         """
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        clock = asyncio.get_running_loop().time
+        deadline_s = clock() + timeout_s
         for connection in list(self._connections):
             connection.end()
         num_left = await self.hub.drain(timeout_s)
@@ -203,7 +157,18 @@ class Service:
                 connection.abandon()
             await self._is_empty.wait()
         self.hub.close()
+        if self._webhooks is not None:
+            await self._webhooks.aclose(max(_LAST_POSTS_S, deadline_s - clock()))
         return num_left
+
+    def _watch(self, metrics: Metrics) -> None:
+        """Have the numbers that others know asked for whenever somebody looks."""
+        metrics.watch_readiness(lambda: self.hub.refusal() is None)
+        metrics.watch_pressure(lambda: self.hub.pressure.level)
+        if (webhooks := self._webhooks) is not None:
+            metrics.watch_webhooks(lambda: webhooks.state)
+        if (kept := self._kept) is not None:
+            metrics.watch_store(lambda: kept.state.fault, lambda: kept.state.num_pending_bytes)
 
     async def _stream(self, websocket: WebSocket) -> None:
         connection = Connection(websocket, self.hub, self._live)
@@ -266,7 +231,11 @@ def serve(config: ServerConfig, model_path: Path | None = None, provider: Provid
     It listens at once and is ready when the model's golden vectors have come out.
 
     Returns:
-        The exit status: 0; 1 where it cannot listen or fails; 2 where the model cannot be loaded.
+        The exit status: 0; 1 where it cannot listen or fails; 2 where the model cannot be loaded,
+        or has no such label as an alert is for.
+
+    Raises:
+        ConfigError: the store, the tokens, the certificate or the webhooks cannot be used.
     """
 
     def load() -> Batcher:
@@ -279,15 +248,18 @@ def run(config: ServerConfig, load: Callable[[], AbstractContextManager[Scorer]]
     """Do what :func:`serve` does, with any scorer, which ``load`` makes on a thread."""
     if not logging.getLogger().handlers:
         configure()
-    try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        listener = socket.create_server((config.host, config.port), family=family, backlog=1024)
-    except OSError as error:
-        _log.error("cannot listen on %s port %d: %s", config.host, config.port, error)
-        return 1
-    process = ServerProcess(config, load)
-    with listener, process:
-        process.run([listener])
+    # Made first: who cannot keep what it hears must not begin to listen. Closed last.
+    kept = nullcontext() if config.store is None else CallStore(config.store)
+    with kept as store:
+        process = ServerProcess(config, load, store=store)
+        try:
+            family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+            listener = socket.create_server((config.host, config.port), family=family, backlog=1024)
+        except OSError as error:
+            _log.error("cannot listen on %s port %d: %s", config.host, config.port, error)
+            return 1
+        with listener, process:
+            process.run([listener])
     return process.status
 
 
@@ -311,17 +283,22 @@ class ServerProcess(BoundedServer):
         observers: Sequence[CallObserver] = (),
     ) -> None:
         self.service = Service(config, store=store, observers=observers)
+        self._tls: ssl.SSLContext | None = None
+        if config.tls_cert is not None and config.tls_key is not None:
+            self._tls = tls_context(config.tls_cert, config.tls_key)
         super().__init__(
             BoundedConfig(
                 self.service.app(),
                 max_connections=config.max_connections,
                 max_message_bytes=config.max_message_bytes,
                 handshake_timeout_s=config.handshake_timeout_s,
+                tls=self._tls,
             )
         )
         self._load = load
         self._scorers = ExitStack()
         self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.status = 0
 
     def __enter__(self) -> ServerProcess:
@@ -363,6 +340,7 @@ class ServerProcess(BoundedServer):
             server.close()
         if await self.service.drain(self.service.config.drain_timeout_s):
             self.abort_connections()
+        self.abort_idle()
         if self._watching is not None:
             self._watching.cancel()
         if self._loading is not None:
@@ -372,7 +350,8 @@ class ServerProcess(BoundedServer):
 
     async def _make_ready(self) -> None:
         try:
-            scorer = await asyncio.to_thread(self._load)
+            scorer = self._scorers.enter_context(await asyncio.to_thread(self._load))
+            self.service.scorer = scorer
         except SerStreamError as error:
             _log.error("no model: %s", error)
             self.status = 2
@@ -380,7 +359,6 @@ class ServerProcess(BoundedServer):
             _log.exception("no model")
             self.status = 1
         else:
-            self.service.scorer = self._scorers.enter_context(scorer)
-            _log.info("ready model=%s", self.service.scorer.card.name)
+            _log.info("ready model=%s", scorer.card.name)
             return
         self.should_exit = True

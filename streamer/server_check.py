@@ -17,7 +17,6 @@ from streamer.errors import ConfigError, SerStreamError
 from streamer.kept import KeptFile
 from streamer.model import Model
 from streamer.server_options import ServeOptions
-from streamer.store import StoreConfig
 from streamer.tls import tls_context
 from streamer.tokens import load_tokens
 
@@ -135,11 +134,7 @@ def _results(options: ServeOptions) -> Iterator[str]:
     if options.store is None:
         yield "keep nothing: what is heard is told to those who are connected, and forgotten"
         return
-    StoreConfig(
-        path=options.store,
-        retention_days=options.retention_days,
-        resume_timeout_s=options.resume_timeout_s,
-    )
+    options.kept()
     _check_store(options.store)
     yield (
         f"keep events and summaries, never audio, in {options.store}, until "

@@ -22,8 +22,9 @@ from streamer.options import step_ms
 from streamer.server import ServerConfig
 from streamer.server_file import read_config
 from streamer.session import SessionConfig
+from streamer.store import StoreConfig
 from streamer.tokens import SCOPES
-from streamer.webhook_config import WebhookTarget
+from streamer.webhook_config import WebhooksConfig, WebhookTarget
 
 _DESCRIPTION = """\
 Serve calls: a WebSocket takes audio and gives events. /healthz and /readyz
@@ -163,6 +164,22 @@ class ServeOptions:
             alerts=self.alerts,
             secrets=self.secrets,
             drain_timeout_s=self.drain_timeout_s,
+            store=self.kept(),
+            webhooks=WebhooksConfig(targets=self.webhooks),
+        )
+
+    def kept(self) -> StoreConfig | None:
+        """Return how calls are kept, None where they are not.
+
+        Raises:
+            ConfigError: a value outside its range.
+        """
+        if self.store is None:
+            return None
+        return StoreConfig(
+            path=self.store,
+            retention_days=self.retention_days,
+            resume_timeout_s=self.resume_timeout_s,
         )
 
 

@@ -170,8 +170,7 @@ class Store:
     async def finish(self, session: str, reason: str) -> None:
         """Keep that a call has ended; return when that, and all of it, is on the disk.
 
-        Where that takes longer than ``finish_timeout_s``, or the disk is full, return all the same:
-        it is written as soon as that is possible.
+        Where that takes longer than ``finish_timeout_s``, or the disk is full, return all the same.
         """
         written: Future[bool] = Future()
         with self._condition:
@@ -278,6 +277,7 @@ class Store:
             roles=call.roles,
             started_at=call.started_at,
             start=replace(start, call_id=call.call_id),
+            owner=call.owner,
         )
         events = self._file.newest_events(session, _NUM_NEWEST)
         return StoredCall(

@@ -49,8 +49,9 @@ _AS_WRITTEN = (Rank.BEGIN, Rank.FINAL, Rank.PASSING, Rank.EMOTION, Rank.END)
 """A call's own row comes first, its end when all of it is there."""
 
 _BEGIN = (
-    "INSERT OR IGNORE INTO calls (session, call_id, dialect, roles, start, started_at, heard_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+    "INSERT OR IGNORE INTO calls "
+    "(session, call_id, owner, dialect, roles, start, started_at, heard_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _MODEL = "UPDATE calls SET model = ? WHERE session = ?"
 _PROGRESS = (
@@ -81,7 +82,8 @@ class Row(NamedTuple):
 def begin_row(record: CallRecord, heard_at: float) -> Row:
     """Return the row of a call that began."""
     start = msgspec.json.encode(replace(record.start, call_id="")).decode()
-    texts = record.session, _text(record.call_id), record.dialect, ",".join(record.roles), start
+    names = record.session, _text(record.call_id), record.owner, record.dialect
+    texts = *names, ",".join(record.roles), start
     return Row(Rank.BEGIN, _BEGIN, (*texts, record.started_at, heard_at))
 
 

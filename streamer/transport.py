@@ -97,6 +97,12 @@ class BoundedHttp(H11Protocol):
             transport.write(_FULL)
             transport.close()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered, and every answer has been sent."""
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        return not is_answering and not self.transport.get_write_buffer_size()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadline."""
         self._disarm()
@@ -236,6 +242,16 @@ class BoundedServer(uvicorn.Server):
         """Drop every connection that is left, sent or not."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
+
+    def abort_idle(self) -> None:
+        """Drop the HTTP connections on which nothing is owed.
+
+        Those with TLS would wait for the peer's half of its closing handshake, which a peer that
+        keeps a connection for later may never send.
+        """
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, BoundedHttp) and connection.is_idle:
+                connection.transport.abort()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> Any:
         self.handle_exit(number, frame)

@@ -24,6 +24,18 @@ class Watch:
         self._waiting: deque[CallEvent] = deque()
         self._news = asyncio.Event()
         self._is_behind = True
+        self._has_ended = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the session that it follows is over, and all of it was taken."""
+        return self._has_ended and not self._waiting and not self._is_behind
+
+    def end(self, session: str) -> None:
+        """Learn that nothing more will come of a session."""
+        if session == self._session:
+            self._has_ended = True
+            self._news.set()
 
     def receive(self, item: CallEvent) -> None:
         """Take an event of any call."""
@@ -43,11 +55,11 @@ class Watch:
         return is_behind
 
     async def next(self) -> CallEvent | None:
-        """Wait for the next event; None where a snapshot has to come first."""
-        while not self._waiting and not self._is_behind:
+        """Wait for the next event; None where a snapshot has to come first, or it has ended."""
+        while not self._waiting and not self._is_behind and not self._has_ended:
             self._news.clear()
             await self._news.wait()
-        return None if self._is_behind else self._waiting.popleft()
+        return None if self._is_behind or not self._waiting else self._waiting.popleft()
 
     def _drop_stale(self) -> None:
         """Keep the newest emotion of each channel, and all that is no emotion."""

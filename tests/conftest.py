@@ -14,6 +14,15 @@ SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "streamer" / "models" / "c
 NO_SPEECH_DATA = "REAL SPEECH IS MISSING, so this was not tested"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-examples",
+        type=int,
+        metavar="N",
+        help="examples for each target of tests/test_fuzz.py, each time others; default: a few",
+    )
+
+
 @pytest.fixture(scope="session")
 def speech_data() -> Path:
     """The folder of real speech beside the checkout, one folder a corpus."""

@@ -14,7 +14,8 @@ from tests.made_up_corpus import TINY, make_corpus, silence_file, tiny
 from train.can import CascadedAttentionNetwork
 from train.config import FitConfig
 from train.corpora import CorpusError, Utterance
-from train.loop import draw_epoch, fit, prepare, score_clips, validation_uar
+from train.loop import fit, score_clips, validation_uar
+from train.material import draw_epoch, prepare
 from train.splits import Split, speaker_folds, split_all
 
 
@@ -211,14 +212,14 @@ def test_nothing_but_silence_is_refused(other_split: Split, tmp_path: Path, part
 
 
 def test_draws_come_from_seed_and_epoch(split: Split, cache: Path) -> None:
-    variants = prepare(split, TINY, cache).train
-    windows, labels = draw_epoch(variants, TINY, 3)
+    material = prepare(split, TINY, cache)
+    windows, clips = draw_epoch(material, TINY, 3)
     assert windows.shape == (8, 3, 26, 50)
-    assert sorted(labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
-    same = draw_epoch(variants, TINY, 3)
-    assert torch.equal(windows, same[0]) and torch.equal(labels, same[1])
-    assert not torch.equal(windows, draw_epoch(variants, TINY, 4)[0])
-    assert not torch.equal(windows, draw_epoch(variants, tiny(seed=2), 3)[0])
+    assert sorted(material.truth.of(clips).labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    same = draw_epoch(material, TINY, 3)
+    assert torch.equal(windows, same[0]) and np.array_equal(clips, same[1])
+    assert not torch.equal(windows, draw_epoch(material, TINY, 4)[0])
+    assert not torch.equal(windows, draw_epoch(material, tiny(seed=2), 3)[0])
 
 
 @pytest.mark.parametrize("condition", ["clean", "telephone"])
@@ -228,14 +229,15 @@ def test_draws_are_windows_that_serving_scores(
 ) -> None:
     """Without augmentation, each draw is one of its condition's windows as they are."""
     config = tiny(telephone=float(condition == "telephone"), warm=float(start == "warm"))
-    variants = prepare(split, config, cache).train
+    material = prepare(split, config, cache)
     known = {
         (clip.label, clip.window(index, 50).tobytes())
-        for clip in variants[condition, start]
+        for clip in material.train[condition, start]
         for index in range(len(clip.spans))
     }
-    windows, labels = draw_epoch(variants, config, 0)
-    for window, label in zip(windows.float().numpy(), labels.tolist(), strict=True):
+    windows, clips = draw_epoch(material, config, 0)
+    labels = material.truth.of(clips).labels.tolist()
+    for window, label in zip(windows.float().numpy(), labels, strict=True):
         assert (label, window.tobytes()) in known
 
 

@@ -15,12 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from streamer.errors import ConfigError, SerStreamError
 from train import adapt_command, evaluate_command
-from train.checkpoint import is_finished, num_epochs_done
+from train.checkpoint import num_epochs_done
 from train.config import FitConfig, load_config
 from train.copies import noise_utterances
 from train.corpora import Utterance, load_data, load_iemocap, load_manifest
 from train.dataset import cache_clips
-from train.folds import FoldsConfig, News, fit_fold, fit_side_by_side
+from train.folds import FoldsConfig, News, fit_fold, fit_side_by_side, is_fold_finished
 from train.loop import fit
 from train.material import find_surroundings
 from train.reproduce_command import add_options, run_command
@@ -177,7 +177,7 @@ def _folds(options: argparse.Namespace, console: Console) -> None:
         fit=config, run=run, cache=options.cache, aux=_aux(options), device=options.device
     )
     splits = speaker_folds(utterances)
-    waiting = [split for split in splits if not is_finished(folds.folder(split), config)]
+    waiting = [split for split in splits if not is_fold_finished(split, folds)]
     num_finished = len(splits) - len(waiting)
     console.print(f"{num_finished} of {len(splits)} folds are finished", highlight=False)
     if waiting:

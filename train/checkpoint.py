@@ -16,6 +16,9 @@ from train.committee import Committee, build_can
 from train.config import FitConfig, config_from_dict, config_to_dict
 from train.corpora import LABELS
 
+REFIT = "refit"
+"""Folder, in a fold's own, of the network that has heard the validation speakers, too."""
+
 _KEYS = ("config", "epoch", "fold", "model", "normalization", "training_data", "validation")
 
 

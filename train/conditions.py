@@ -145,4 +145,5 @@ def active_power(samples: Samples) -> float:
 
 def _within_full_scale(samples: Samples) -> Samples:
     """Turn down what would clip: speech and noise alike, so their ratio stays."""
-    return samples / max(np.float32(1.0), np.abs(samples).max(initial=0.0))
+    within: Samples = samples / max(np.float32(1.0), np.abs(samples).max(initial=0.0))
+    return within

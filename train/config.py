@@ -48,7 +48,9 @@ class FitConfig:
     and training stops after ``patience`` epochs without a better
     validation, or after ``stop_after`` epochs (0: never), as where nobody validates and the folds
     have told how many are good. What is validated and kept is the running average of the weights,
-    of decay ``weight_average`` a step (0: the last ones).
+    of decay ``weight_average`` a step (0: the last ones). With ``refit`` each fold trains a second
+    network, to the last epoch, on validation speakers too: the first one tells temperatures, the
+    second one, which has heard more people, is tested.
     """
 
     name: str
@@ -62,6 +64,7 @@ class FitConfig:
     epochs: int = 40
     patience: int = 12
     validate_every: int = 1
+    refit: bool = False
     stop_after: int = 0
     batch_size: int = 32
     learning_rate: float = 1e-4

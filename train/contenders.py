@@ -13,10 +13,11 @@ from export_onnx import export
 from streamer.card import Card
 from streamer.errors import ConfigError
 from streamer.model import Model
-from train.checkpoint import Checkpoint, card_of, load_checkpoint
+from train.checkpoint import REFIT, Checkpoint, card_of, load_checkpoint
 from train.conditions import CONDITIONS, Surroundings
 from train.config import FitConfig
 from train.corpora import CorpusError, Utterance
+from train.folds import with_validation
 from train.splits import Split, speaker_folds
 
 
@@ -55,6 +56,7 @@ class EvaluateConfig:
 class Contender:
     """One model and who hears it: ``checkpoint`` is None for a model file as it would be served.
 
+    ``judge`` is the model that hears ``validation`` in its stead, where it has trained on them.
     ``fold`` decides which noises it may not have trained on; None where nobody can tell.
     ``is_held_out`` tells that nobody in ``test`` is in a corpus that trained it.
     """
@@ -66,6 +68,7 @@ class Contender:
     validation: tuple[Utterance, ...]
     test: tuple[Utterance, ...]
     is_held_out: bool = True
+    judge: tuple[Path, Card] | None = None
 
 
 def fold_contenders(
@@ -79,6 +82,13 @@ def fold_contenders(
         path = run / f"fold{split.fold}" / "best.pt"
         checkpoint = load_checkpoint(path)
         check_split(path, split, checkpoint, utterances)
+        judge = None
+        if checkpoint.config.refit:
+            judge = folder / f"fold{split.fold}-judge.onnx", card_of(checkpoint)
+            export(checkpoint, judge[1], judge[0], None)
+            path = path.parent / REFIT / "best.pt"
+            checkpoint = load_checkpoint(path)
+            check_split(path, with_validation(split), checkpoint, utterances)
         if contenders and checkpoint.config != _config_of(contenders[0]):
             raise ConfigError(
                 f"{path}: expected the configuration of fold {contenders[0].fold}, found another"
@@ -95,13 +105,14 @@ def fold_contenders(
                 checkpoint=checkpoint,
                 validation=_some(split.validation, config),
                 test=_some(test, config),
+                judge=judge,
             )
         )
     return contenders
 
 
 def _config_of(contender: Contender) -> FitConfig | None:
-    return contender.checkpoint and contender.checkpoint.config
+    return None if contender.checkpoint is None else contender.checkpoint.config
 
 
 def model_contender(

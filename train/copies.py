@@ -34,6 +34,8 @@ def copy_samples(utterance: Utterance, copy: str, surroundings: Surroundings) ->
     Raises:
         CorpusError: the audio cannot be read, or there is no such noise or room.
     """
+    if copy not in COPIES:
+        raise CorpusError(f"copy {copy!r}: expected one of {', '.join(COPIES)}")
     samples = read_samples(utterance)
     if copy == "clean":
         return samples

@@ -161,11 +161,12 @@ def _all_groups(
     groups = []
     for item, condition in product(contenders, conditions):
         members = item.validation if validates else item.test
+        model, card = (item.model, item.card) if not validates or item.judge is None else item.judge
         chosen = [one for one in members if one.label or condition == "clean"]
         groups += [
             Group(
-                model=item.model,
-                card=item.card,
+                model=model,
+                card=card,
                 fold=item.fold,
                 condition=condition,
                 utterances=tuple(chosen[start : start + _GROUP]),

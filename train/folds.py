@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 
 from streamer.errors import ConfigError, SerStreamError
+from train.checkpoint import REFIT, is_finished
 from train.config import FitConfig
 from train.loop import fit
 from train.splits import Split
@@ -40,16 +41,47 @@ class FoldsConfig:
 
 
 def fit_fold(split: Split, config: FoldsConfig, receive: Receive) -> None:
-    """Train one fold."""
+    """Train one fold; and then, if the configuration says so, its refit."""
+    parts = [(split, config.folder(split))]
+    if config.fit.refit:
+        parts.append((with_validation(split), config.folder(split) / REFIT))
+    for number, (part, folder) in enumerate(parts):
+        begun = number / len(parts)
+        _fit_part(part, folder, config, receive, begun=begun, scale=1 / len(parts))
+
+
+def is_fold_finished(split: Split, config: FoldsConfig) -> bool:
+    """Tell whether nothing of a fold is left to be trained."""
+    folders = [config.folder(split)]
+    if config.fit.refit:
+        folders.append(config.folder(split) / REFIT)
+    return all(is_finished(folder, config.fit) for folder in folders)
+
+
+def with_validation(split: Split) -> Split:
+    """Return the split whose validation speakers train, too."""
+    train = sorted((*split.train, *split.validation), key=lambda item: item.utterance_id)
+    return replace(split, train=tuple(train), validation=())
+
+
+def _fit_part(
+    split: Split,
+    folder: Path,
+    config: FoldsConfig,
+    receive: Receive,
+    *,
+    begun: float,
+    scale: float,
+) -> None:
     fit(
         split,
         config.fit,
-        config.folder(split),
+        folder,
         config.cache,
         aux=config.aux,
         device=config.device,
         report=lambda line: receive(split, line),
-        advance=lambda share: receive(split, share),
+        advance=lambda share: receive(split, begun + scale * share),
         note=lambda text: receive(split, text),
     )
 

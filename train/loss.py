@@ -124,8 +124,10 @@ def joint_loss(
     else:
         cross_entropy = (entropies * sample_weights).sum() / sample_weights.sum().clamp(min=1e-6)
     if config.alpha == 0.0:
-        none = torch.zeros((), device=logits.device)
-        return JointLoss(cross_entropy, cross_entropy, none, none.long())
+        none = 0.0 * embeddings.sum()  # no triplet, and no work: a gradient of 0 all the same
+        return JointLoss(
+            cross_entropy + none, cross_entropy, none, torch.zeros((), dtype=torch.long)
+        )
     triplet = triplet_loss(embeddings, labels, config.margin, config.mining)
     total = config.alpha * triplet.value + (1.0 - config.alpha) * cross_entropy
     return JointLoss(total, cross_entropy, triplet.value, triplet.num_triplets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -15,6 +16,7 @@ from streamer.dialects.telnyx import TelnyxDialect
 from streamer.dialects.twilio import TwilioDialect
 from streamer.dialects.vonage import VonageDialect
 from streamer.dialects.vosk import VoskDialect
+from streamer.errors import ConfigError
 
 NATIVE_PATH = "/v1/stream"
 
@@ -24,6 +26,9 @@ class DialectSecrets:
     """What an operator shares with the peers' companies, to know their signatures.
 
     A secret that is empty is not checked: allowed on loopback alone.
+
+    Raises:
+        ConfigError: Genesys' client secret is not base64.
     """
 
     twilio_auth_token: str = ""
@@ -31,6 +36,14 @@ class DialectSecrets:
     genesys_api_key: str = ""
     genesys_client_secret: str = ""
     vonage_signature_secret: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            base64.b64decode(self.genesys_client_secret, validate=True)
+        except ValueError as error:
+            raise ConfigError(
+                f"genesys-client-secret: {error}: expected base64, as Genesys shows it"
+            ) from error
 
 
 _Make: TypeAlias = Callable[[Handshake, int, DialectSecrets], Dialect]

@@ -62,4 +62,5 @@ class HeadFusionCnn(nn.Module):
 
 def _heads(x: Tensor) -> Tensor:
     """(n, positions, heads * width) -> (n, heads, positions, width)."""
-    return x.unflatten(2, (_NUM_HEADS, _HEAD_WIDTH)).transpose(1, 2)
+    split = x.reshape(x.shape[0], x.shape[1], _NUM_HEADS, _HEAD_WIDTH)
+    return split.transpose(1, 2)

@@ -1,0 +1,102 @@
+"""Copies of utterances: what each is, and that it is the same every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.made_up_corpus import make_corpus
+from train.conditions import Surroundings
+from train.copies import COPIES, copy_samples, noise_of, noise_utterances
+from train.corpora import CorpusError, Utterance, read_samples
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
+    return make_corpus(tmp_path_factory.mktemp("copies"))
+
+
+@pytest.fixture(scope="module")
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Surroundings:
+    """Seven noises and a room with one echo, 50 ms after the direct sound."""
+    aux = tmp_path_factory.mktemp("aux")
+    rng = np.random.default_rng(1)
+    for folder in ("esc10", "rir"):
+        (aux / folder / "flac").mkdir(parents=True)
+    for number in range(7):
+        noise = rng.normal(0, 0.1, 16_000)
+        soundfile.write(aux / "esc10" / "flac" / f"{number}.flac", noise, 16_000)
+    response = np.zeros(1_600)
+    response[0], response[800] = 0.9, 0.5
+    soundfile.write(aux / "rir" / "flac" / "room.flac", response, 16_000)
+    return Surroundings.find(aux)
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_copy_is_the_same_every_time(
+    corpus: list[Utterance], surroundings: Surroundings, copy: str
+) -> None:
+    first = copy_samples(corpus[0], copy, surroundings)
+    np.testing.assert_array_equal(first, copy_samples(corpus[0], copy, surroundings))
+    assert first.dtype == np.float32 and np.isfinite(first).all()
+    if copy != "clean":
+        assert not np.array_equal(first, read_samples(corpus[0]))
+
+
+@pytest.mark.parametrize(("copy", "low", "high"), [("slow", 0.86, 0.95), ("fast", 1.05, 1.16)])
+def test_speed_changes_by_as_much_as_it_says(
+    corpus: list[Utterance], copy: str, low: float, high: float
+) -> None:
+    speeds = [
+        len(read_samples(item)) / len(copy_samples(item, copy, Surroundings())) for item in corpus
+    ]
+    # Speeds are whole percents, and what went by telephone is 2 samples longer or shorter.
+    assert low - 0.006 <= min(speeds) < max(speeds) <= high + 0.006
+
+
+def test_some_telephones_have_a_band_and_some_have_not(corpus: list[Utterance]) -> None:
+    def low_power(utterance: Utterance, copy: str) -> float:
+        samples = copy_samples(utterance, copy, Surroundings())
+        power = np.abs(np.fft.rfft(samples)) ** 2
+        hertz = np.fft.rfftfreq(len(samples), 1 / 16_000)
+        return float(power[hertz < 200].sum())
+
+    kept = [low_power(item, "telephone") / low_power(item, "clean") for item in corpus]
+    assert min(kept) < 0.3 and max(kept) > 0.7
+
+
+def test_noise_is_as_loud_as_it_says(corpus: list[Utterance], surroundings: Surroundings) -> None:
+    clean = read_samples(corpus[0]).astype(np.float64)
+    added = copy_samples(corpus[0], "noise", surroundings).astype(np.float64) - clean
+    ratio_db = 10 * np.log10((clean**2).mean() / (added**2).mean())
+    # Of the active blocks alone the ratio is 5 to 25 dB; silence around them takes some away.
+    assert 0.0 < ratio_db < 26.0
+
+
+def test_what_is_not_there_is_asked_for(corpus: list[Utterance]) -> None:
+    for copy in ("noise", "room", "underwater"):
+        with pytest.raises(CorpusError, match=copy):
+            copy_samples(corpus[0], copy, Surroundings())
+
+
+def test_noises_are_utterances_that_test_a_fold_each(
+    corpus: list[Utterance], surroundings: Surroundings
+) -> None:
+    noises = noise_utterances(surroundings)
+    assert [item.speaker for item in noises] == ["0", "1", "2", "3", "4", "0", "1"]
+    assert {item.label for item in noises} == {None}
+    assert [item.path for item in noises] == list(surroundings.noises)
+    assert 0 <= noise_of(corpus[0], surroundings) < 7
+
+
+def test_speed_takes_pitch_along(tmp_path: Path) -> None:
+    tone = np.sin(2 * np.pi * 200 * np.arange(16_000) / 16_000).astype(np.float32) * 0.5
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone, 16_000)
+    utterance = Utterance(path=path, corpus="x", speaker="y", label=None, duration_s=1.0)
+    fast = copy_samples(utterance, "fast", Surroundings())
+    peak = np.argmax(np.abs(np.fft.rfft(fast))) * 16_000 / len(fast)
+    assert 208.0 < peak < 234.0
