@@ -87,7 +87,7 @@ $(VENV)/.installed-mic: pyproject.toml | $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.installed-all: pyproject.toml | $(BIN)/python
-	@echo "installing ser-stream[$(BACKEND),mic,train,dev]: the first time takes some minutes"
+	@echo "installing ser-stream[$(BACKEND),mic,train,report,dev]: the first time takes some minutes"
 	$(if $(filter cpu,$(BACKEND)),$(PIP) install '$(TORCH)')
-	$(PIP) install --editable '.[$(BACKEND),mic,train,dev]'
+	$(PIP) install --editable '.[$(BACKEND),mic,train,report,dev]'
 	@touch $@ $(VENV)/.installed $(VENV)/.installed-mic

@@ -5,8 +5,8 @@ python -m bench.capacity [--encoding pcm16|mulaw] [--step-ms 250] [--seconds 15]
 Calls are paced as they are spoken, in messages of 20 ms, with about 70 % speech, none in step with
 another. `lag` is the peer's: from when the message that an emotion or a turn needed was due to when
 it came. A number of calls is carried when p95 of it is below 250 ms and no window was left out.
-Then twice that number calls, and after that again, with ten more each second until one is refused:
-every call that was taken must get all its turns and its summary. The load comes from this process,
+Then twice that number calls, and after that again, with ten more each second until one is refused
+or twice as many have come: every call that was taken must get all its turns and its summary. The load comes from this process,
 on the same machine; its own CPU and lateness are printed. `ratio` is the calls carried times the
 CPU time of one model window here, so that machines and busy hours can be compared. The last line is
 one JSON object.
@@ -190,7 +190,7 @@ class Bench:
         async with asyncio.TaskGroup() as running:
             tasks = [running.create_task(one.run(self._server.port, pacer)) for one in callers]
             await asyncio.sleep(_SPREAD_S)
-            while newcomers and not all(task.done() for task in tasks):
+            while newcomers and len(callers) < 2 * num_calls:
                 if any(caller.refusal for caller in callers):
                     self.words = await _refusals(self._server.port)
                     break

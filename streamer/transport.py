@@ -100,7 +100,10 @@ class BoundedHttp(H11Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether no request is being answered, and every answer has been sent."""
-        is_answering = self.cycle is not None and not self.cycle.response_complete
+        cycle = getattr(
+            self, "cycle", None
+        )  # uvicorn types it as always there, and begins with None
+        is_answering = cycle is not None and not cycle.response_complete
         return not is_answering and not self.transport.get_write_buffer_size()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -21,7 +21,7 @@ from streamer.audio import SAMPLE_RATE, AudioFormat, Encoding, Resampler
 from streamer.call import Call
 from streamer.events import Event
 from streamer.frontend import FrontEnd, FrontEndConfig, Happening
-from streamer.session import Window
+from streamer.session import SkipReason, Window
 from tests.golden.synthetic import hiss, silence, voice
 from tests.scorers import encode_audio, fake_logits, hear, tone_speech
 
@@ -95,12 +95,12 @@ def happenings(config: FrontEndConfig, chunks: list[Samples]) -> list[Happening]
     return found + front_end.flush()
 
 
-def skip_where(call: Call, skipped: set[int]) -> Iterator[Event]:
+def skip_where(call: Call, skipped: set[int], reason: SkipReason = "overload") -> Iterator[Event]:
     """Hear a call of its one channel, with the windows of these numbers skipped."""
 
     def answer(call: Call, window: Window) -> None:
         if window.number in skipped:
-            call.skip(window, "overload")
+            call.skip(window, reason)
         else:
             call.receive_scores(window, fake_logits(window.features))
 

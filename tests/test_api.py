@@ -29,6 +29,7 @@ from streamer.audio import AudioFormat
 from streamer.call_views import turns_csv, view_of_kept
 from streamer.events import Event, decode_event
 from streamer.kept import KeptCall, KeptEvent
+from streamer.records import public_name
 from streamer.server import ServerConfig, Service
 from streamer.store import Store, StoreConfig
 from streamer.transport import BoundedConfig, BoundedServer
@@ -136,6 +137,7 @@ def test_calls_live_and_kept(store: Store) -> None:
             assert server.sessions("?role=agent") == []
             assert server.sessions(f"?label={label}&state=ended") == [ended["session"]]
             assert server.sessions(f"?label={label}&role=agent") == []
+            assert server.sessions("?label=uncertain") == []
 
 
 def test_pages_hold_every_call_once(store: Store) -> None:
@@ -185,9 +187,8 @@ def test_one_call_as_json(store: Store) -> None:
         assert call["channels"] == call["summary"]["channels"]
         assert call["alerts"] == call["gaps"] == call["talk_overs"] == call["errors"] == []
         assert "events" not in call
-        assert server.json(f"/v1/calls/{session}?events=all")["events"] == list(
-            map(as_json, events)
-        )
+        whole = server.json(f"/v1/calls/{session}?events=all")
+        assert whole["events"] == [as_shown(event) for event in events]
 
 
 KINDS = ("turn", "summary")
@@ -195,6 +196,12 @@ KINDS = ("turn", "summary")
 
 def as_json(event: Event) -> Any:
     return json.loads(msgspec.json.encode(event))
+
+
+def as_shown(event: Event) -> Any:
+    """Return an event as whoever may not resume its call is shown it."""
+    told = as_json(event)
+    return told | {name: public_name(told[name]) for name in told if name == "session"}
 
 
 def test_a_long_calls_events_all_come(store: Store) -> None:
@@ -225,7 +232,7 @@ def test_one_call_as_csv(store: Store) -> None:
 
 @pytest.mark.parametrize("call_id", ["=1+1", "+1", "-1", "@x", "\tx", '"a",\r\nb'])
 def test_no_cell_is_a_formula_or_breaks_its_line(call_id: str) -> None:
-    row = "a", call_id, "native", None, ("customer",), "{}", 0.0, 0.0, 0.0, "end", 0, 0, None
+    row = "a", call_id, "", "native", None, ("customer",), "{}", 0.0, 0.0, 0.0, "end", 0, 0, None
     call = KeptCall(**dict(zip(KeptCall.__struct_fields__, row, strict=True)))
     events = [KeptEvent(0, "turn", json.dumps(as_json(turn(0))))]
     text = turns_csv(view_of_kept(call, may_return=False), events)
@@ -319,7 +326,7 @@ def test_a_watcher_of_all_calls(store: Store) -> None:
         session = server.sessions()[0]
         for event in events:
             whose = {"call": session, "call_id": "theirs"}
-            assert heard(watcher) == whose | as_json(event)
+            assert heard(watcher) == whose | as_shown(event)
 
 
 def test_a_watcher_of_one_call() -> None:

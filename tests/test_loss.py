@@ -100,7 +100,7 @@ def test_a_batch_of_32_windows_is_mined_within_itself() -> None:
     torch.manual_seed(0)
     model = CascadedAttentionNetwork(CanConfig.paper())
     labels = torch.arange(4).repeat(8)
-    logits, embedding, _ = model(torch.randn(32, 3, 26, 20))
+    logits, embedding, *_ = model(torch.randn(32, 3, 26, 20))
     loss = joint_loss(logits, embedding, labels, JointLossConfig(mining="none"))
     assert loss.num_triplets.item() == 32 * 7 * 24  # anchors x positives x negatives
     loss.total.backward()

@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection
 from streamer.audio import AudioFormat
 from streamer.dialects import Start
 from streamer.events import Error, Event, Gap, Ready, Summary, Turn, decode_event
-from streamer.records import CallRecord, StoredCall
+from streamer.records import CallRecord, StoredCall, public_name
 from tests.peers import local
 from tests.scorers import FakeScorer, assert_same_events, cut, encode_audio, make_card, one_turn
 from tests.serving import DEADLINE_S, Running, hear_all, is_ack, serving, wait_until
@@ -55,6 +55,11 @@ class Caller:
     seq: int = -1
     place: int = 0
     heard: list[Event] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What everybody else calls the call."""
+        return public_name(self.session)
 
     def hear(self, connection: ClientConnection, timeout_s: float) -> bool:
         """Take one message; False where none comes in time."""
@@ -112,7 +117,7 @@ def drop(connection: ClientConnection) -> None:
 def is_parked(caller: Caller) -> bool:
     assert caller.running.process is not None
     calls = caller.running.process.service.hub.calls()
-    return any(call.is_parked for call in calls if call.record.session == caller.session)
+    return any(call.is_parked for call in calls if call.record.session == caller.name)
 
 
 DROPS = st.lists(
@@ -195,7 +200,7 @@ def test_hanging_up_is_the_end(server: Running, log: pytest.LogCaptureFixture) -
     connection = caller.begin()
     caller.send(connection, len(PCM))
     connection.close()
-    over = f"call end session={caller.session}"
+    over = f"call end session={caller.name}"
     wait_until(lambda: over in log.text, "the call is over")
     (line,) = [line for line in log.messages if over in line]
     assert 'reason="disconnected 1000"' in line
@@ -216,7 +221,7 @@ def test_who_does_not_come_back_is_lost(log: pytest.LogCaptureFixture) -> None:
         connection = caller.begin()
         caller.send(connection, len(PCM))
         drop(connection)
-        wait_until(lambda: 'reason="lost"' in log.text, "the call is given up")
+        wait_until(lambda: "reason=lost" in log.text, "the call is given up")
         assert "turns=2" in log.text, "what was heard counts"
         wait_until(lambda: running.state()["calls"] == 0, "it is over")
         error, close_code = refused(running, session=caller.session, seq=caller.seq)
@@ -271,7 +276,7 @@ def test_a_call_whose_peer_is_away_makes_room_for_one_that_is_there(
         there = Caller(running, PCM)
         there.finish(there.begin())
     assert_same_events(there.heard, EXPECTED)
-    assert 'reason="lost"' in log.text
+    assert "reason=lost" in log.text
 
 
 # After a restart
@@ -312,15 +317,16 @@ def test_a_store_has_everything_before_the_peer_has_the_summary() -> None:
         caller.finish(connection)
     assert_same_events(store.events, EXPECTED)
     assert isinstance(store.events[-1], Summary)
-    assert store.finished == [(caller.session, "end")]
+    assert store.finished == [(caller.name, "end")]
     assert store.positions == sorted(store.positions)
 
 
 @pytest.mark.parametrize("samples", [None, 0, 70_000])
 @pytest.mark.parametrize("seq", [5, 20])
 def test_a_call_of_a_dead_process_goes_on_after_a_gap(samples: int | None, seq: int) -> None:
+    secret = "0" * 32
     record = CallRecord(
-        session="0" * 32,
+        session=public_name(secret),
         call_id="",
         dialect="native",
         roles=("customer",),
@@ -331,7 +337,7 @@ def test_a_call_of_a_dead_process_goes_on_after_a_gap(samples: int | None, seq: 
     with serving(FakeScorer(CARD)) as running:
         assert running.process is not None
         running.process.service.hub.store = store
-        caller = Caller(running, PCM, session=record.session, seq=seq, place=len(PCM))
+        caller = Caller(running, PCM, session=secret, seq=seq, place=len(PCM))
         connection = caller.resume(**({} if samples is None else {"samples": samples}))
         place = max(60_000, samples or 0)
         assert caller.place == 2 * place
@@ -343,7 +349,7 @@ def test_a_call_of_a_dead_process_goes_on_after_a_gap(samples: int | None, seq: 
         range(seq + 1, seq + 1 + len(caller.heard))
     )
     ready, gap = told[:2]
-    assert isinstance(ready, Ready) and ready.session == record.session
+    assert isinstance(ready, Ready) and ready.session == secret
     assert isinstance(gap, Gap) and gap.reason == "server_restart"
     assert (gap.start_s, gap.end_s) == (3.75, place / 16000)
     assert isinstance(told[-1], Summary) and any(isinstance(event, Turn) for event in told)

@@ -24,7 +24,7 @@ from streamer.errors import ConfigError
 from streamer.events import Emotion, Summary, Turn
 from streamer.hub import Hub
 from streamer.kept import SCHEMA_VERSION, CallFilter, StoreError
-from streamer.records import StoredCall
+from streamer.records import StoredCall, public_name
 from streamer.store import Store, StoreConfig
 from tests.kept_calls import (
     SUMMARY,
@@ -359,15 +359,16 @@ def test_the_hub_goes_on_with_a_call_whose_process_died(tmp_path: Path) -> None:
             await until(lambda: live.log.next_seq >= 5)
         live.abandon()  # what it says now, the store does not hear any more
         await until(lambda: hub.num_calls == 0)
-        return live.record.session
+        return live.secret
 
-    async def go_on(session: str) -> None:
+    async def go_on(secret: str) -> None:
+        session = public_name(secret)
         with opened(path) as store:
             stored = await store.unfinished(session)
             assert stored is not None and len(stored.events) >= 5
             hub = Hub(scorer=FakeScorer(card), store=store)
             last_seq = stored.events[-1].seq
-            live = await hub.resume(Resume(session=session, seq=last_seq), peer="")
+            live = await hub.resume(Resume(session=secret, seq=last_seq), peer="")
             live.feed(pcm[96000:])
             live.end("end")
             await until(lambda: live.is_over)

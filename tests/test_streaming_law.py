@@ -30,7 +30,7 @@ from streamer.errors import CardError, ScoreError
 from streamer.events import Emotion, Error, Event, Gap, Lag, Speech, Summary, Turn
 from streamer.features import FeatureConfig, FeatureStream
 from streamer.frontend import FrontEnd, FrontEndConfig, WindowCut
-from streamer.session import Session, SessionConfig, Window
+from streamer.session import Session, SessionConfig, SkipReason, Window
 from streamer.smoothing import calibrate, softmax
 from streamer.windows import WindowConfig
 from tests.golden.synthetic import silence
@@ -323,16 +323,20 @@ def test_gaps_do_not_pile_up() -> None:
 
 
 @settings(max_examples=30)
-@given(skipped=st.sets(st.integers(0, 9)))
-def test_whatever_is_skipped_is_told_and_no_turn_is_lost(skipped: set[int]) -> None:
-    call = Call(CARD, CallConfig())
-    events = list(skip_where(call, skipped))
+@given(st.sets(st.integers(0, 9)), st.sampled_from(["overload", "widened"]))
+def test_whatever_is_skipped_is_told_and_no_turn_is_lost(
+    skipped: set[int], reason: SkipReason
+) -> None:
+    events = list(skip_where(Call(CARD, CallConfig()), skipped, reason))
     full = list(skip_where(Call(CARD, CallConfig()), set()))
     num_windows = len(of_type(full, Emotion))
     assert num_windows == 9
     skipped = {number for number in skipped if number < num_windows}
-    # One `lag` a run of skipped windows, at its first.
+    # One `lag` a run of skipped windows, at its first; a widened step, which leaves out every
+    # second window, is told once, until eight in a row were scored again.
     runs = [number for number in sorted(skipped) if number - 1 not in skipped]
+    if reason == "widened":
+        runs = [n for n in runs if n == min(skipped) or not skipped & set(range(n - 8, n))]
     by_end = {emotion.end_s: number for number, emotion in enumerate(of_type(full, Emotion))}
     assert [by_end[lag.end_s] for lag in of_type(events, Lag)] == runs
     kept = [emotion.end_s for emotion in of_type(events, Emotion)]

@@ -67,7 +67,8 @@ def websocket_frames(running: Running) -> socket.socket:
     connection.settimeout(DEADLINE_S)
     connection.connect(("127.0.0.1", running.port))
     connection.sendall(
-        b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n"
+        b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
     assert connection.recv(4096).startswith(b"HTTP/1.1 101 ")

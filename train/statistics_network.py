@@ -75,15 +75,21 @@ class StatisticsNetworks(nn.Module):
         parts = [
             mean,
             _deviation(static),
-            *(quantile - mean for quantile in _quantiles(static, _QUANTILES)),
+            *(quantile - mean for quantile in self._quantiles(static, _QUANTILES)),
             (static * self.ramp).sum(2),
             _deviation(delta),
             _deviation(delta_delta),
-            *_quantiles(delta, _DELTA_QUANTILES),
+            *self._quantiles(delta, _DELTA_QUANTILES),
             voiced_mean - mean,
             (voiced_square + 1e-4).sqrt(),
         ]
         return torch.cat(parts, dim=1)
+
+    def _quantiles(self, rows: Tensor, shares: tuple[float, ...]) -> list[Tensor]:
+        """Quantiles over every second frame, the nearest's; (n, rows, T) -> (n, rows) each."""
+        num_frames = (self.config.num_frames + 1) // 2
+        ordered = torch.topk(rows[:, :, ::2], num_frames, dim=2).values
+        return [ordered[:, :, round((1.0 - share) * (num_frames - 1))] for share in shares]
 
 
 class StatisticsMember(nn.Module):
@@ -111,11 +117,3 @@ class StatisticsMember(nn.Module):
 
 def _deviation(rows: Tensor) -> Tensor:
     return (rows.var(2, correction=0) + 1e-4).sqrt()
-
-
-def _quantiles(rows: Tensor, shares: tuple[float, ...]) -> list[Tensor]:
-    """Quantiles over every second frame, the nearest one's; (n, rows, T) -> one (n, rows) each."""
-    rows = rows[:, :, ::2]
-    num_frames = rows.shape[2]
-    ordered = torch.topk(rows, num_frames, dim=2).values
-    return [ordered[:, :, round((1.0 - share) * (num_frames - 1))] for share in shares]
