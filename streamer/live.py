@@ -134,9 +134,10 @@ class Connection:
         finally:
             if self._live is not None:
                 self._live.detach(self, reason, may_return=may_return)
-        if self._live is None:
-            peer, path = self._wire.peer, self._handshake.path
-            write(_log, logging.INFO, "connection end", peer=peer, path=path, reason=reason)
+        session = "" if self._live is None else self._live.record.session
+        if self._live is None or (self._live.is_parked and not self._live.is_over):
+            who = {"session": session, "peer": self._wire.peer, "path": self._handshake.path}
+            write(_log, logging.INFO, "connection end", **who, reason=reason)
 
     async def _hear(self) -> str:
         """Do it all; return why it ended."""
@@ -296,7 +297,7 @@ class Connection:
             self._note_progress()
             return inputs
         finally:
-            await self._queue_answers()
+            await self._queue_answers(is_text=text is not None)
 
     def _note_life(self) -> None:
         """The peer is there: it may be silent for some time again."""
@@ -380,10 +381,10 @@ class Connection:
         self._wire.put(self._dialect.messages_to_send())
         await self._wire.flush()
 
-    async def _queue_answers(self) -> None:
+    async def _queue_answers(self, *, is_text: bool) -> None:
         """Have the answers to a message sent; wait while the peer takes none."""
         answers = self._dialect.messages_to_send()
-        if answers and not self._is_native:  # to a ping in a pause, say: a sign of life
+        if answers and is_text and not self._is_native:  # to a ping in a pause: a sign of life
             self._note_life()
         has_some = self._wire.put(answers)
         if self._live is None:

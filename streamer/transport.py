@@ -100,9 +100,7 @@ class BoundedHttp(H11Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether no request is being answered, and every answer has been sent."""
-        cycle = getattr(
-            self, "cycle", None
-        )  # uvicorn types it as always there, and begins with None
+        cycle = getattr(self, "cycle", None)  # None at first, whatever uvicorn's types say
         is_answering = cycle is not None and not cycle.response_complete
         return not is_answering and not self.transport.get_write_buffer_size()
 

@@ -23,6 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from streamer.batching import Scorer
 from streamer.events import Event, Summary, decode_event
+from streamer.records import Store
 from streamer.server import ServerConfig, ServerProcess
 
 DEADLINE_S = 30.0
@@ -69,6 +70,10 @@ class Running:
             **arguments,
         )
 
+    def connect_to(self, path: str) -> ClientConnection:
+        """Connect to any path, as a client of another dialect does."""
+        return connect(f"ws://127.0.0.1:{self.port}{path}", compression=None, proxy=None)
+
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = self.get("/readyz")[1]
         return state
@@ -76,14 +81,19 @@ class Running:
 
 @contextmanager
 def serving(
-    scorer: Scorer, *, send_buffer_bytes: int | None = None, **config: Any
+    scorer: Scorer,
+    *,
+    send_buffer_bytes: int | None = None,
+    kept: Store | None = None,
+    **config: Any,
 ) -> Iterator[Running]:
-    """Run a server with this scorer in a thread."""
+    """Run a server with this scorer in a thread; what it hears is kept in ``kept``."""
     with create_server(("127.0.0.1", 0), backlog=512) as listener:
         if send_buffer_bytes is not None:  # else the kernel grows it, to 4 MB of unread events
             listener.setsockopt(SOL_SOCKET, SO_SNDBUF, send_buffer_bytes)
         port = listener.getsockname()[1]
-        process = ServerProcess(ServerConfig(port=port, **config), lambda: nullcontext(scorer))
+        settings = ServerConfig(port=port, **config)
+        process = ServerProcess(settings, lambda: nullcontext(scorer), store=kept)
         thread = threading.Thread(target=process.run, args=([listener],))
         thread.start()
         try:
@@ -179,6 +189,7 @@ class ServerUnderTest(Running):
 _PROGRAM = """
 import json, sys
 from pathlib import Path
+from streamer.records import Store
 from streamer.server import ServerConfig, serve
 settings = json.loads(sys.argv[2])
 sys.exit(serve(ServerConfig(port=0, **settings), Path(sys.argv[1]), "cpu"))

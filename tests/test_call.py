@@ -12,7 +12,7 @@ from streamer.arrays import Samples
 from streamer.audio import AudioFormat
 from streamer.call import NOTICE, Call, CallConfig
 from streamer.errors import ConfigError, ModelError, ScoreError, SourceError
-from streamer.events import Emotion, Error, Event, Gap, Ready, Speech, Summary, TalkOver, Turn
+from streamer.events import Emotion, Error, Event, Ready, Speech, Summary, TalkOver, Turn
 from streamer.session import SessionConfig, Window
 from streamer.vad import VadConfig
 from tests.golden.synthetic import silence
@@ -294,31 +294,6 @@ def test_the_first_fault_is_the_one_that_is_told() -> None:
     answer_all(call, windows)
     errors = of_type(call.events_to_send(0.0), Error)
     assert [error.code for error in errors] == ["bad_source"]
-
-
-# Gaps
-
-
-def test_a_gap_is_told_on_every_channel() -> None:
-    call = Call(CARD, CallConfig(audio=STEREO))
-    answer_all(call, feed(call, pcm(LEFT[:32_000], RIGHT[:32_000]), 1.0))
-    call.receive_gap(8_000, "lost")
-    answer_all(call, call.windows_to_score())
-    events = call.events_to_send(2.0)
-    gaps = of_type(events, Gap)
-    assert [(gap.channel, gap.start_s, gap.end_s) for gap in gaps] == [(0, 2.0, 2.5), (1, 2.0, 2.5)]
-    assert len(of_type(events, Turn)) == 2
-    call.receive_end(2.0)
-    assert call.events_to_send(2.0)[-1].duration_s == 2.5  # type: ignore[union-attr]
-
-
-def test_audio_may_begin_with_a_gap() -> None:
-    call = Call(CARD, CallConfig())
-    call.receive_gap(1_600, "lost")
-    _, gap = call.events_to_send(5.0)
-    assert isinstance(gap, Gap)
-    # Nothing had arrived that it could be late for.
-    assert (gap.start_s, gap.end_s, gap.lag_ms) == (0.0, 0.1, 0.0)
 
 
 # Lag

@@ -99,6 +99,30 @@ def test_a_watcher_of_one_call_sees_no_other() -> None:
     run(test())
 
 
+def test_a_watcher_of_a_call_that_is_abandoned_is_told_no_more() -> None:
+    async def test() -> None:
+        hub = Hub(scorer=FakeScorer(CARD))
+        one, other = begin(hub), begin(hub)
+        seen: list[Watched] = []
+
+        async def watch() -> None:
+            async for item in hub.watch(one.record.session):
+                seen.append(item)
+
+        watching = asyncio.create_task(watch())
+        await until(lambda: bool(seen))
+        one.abandon()
+        async with asyncio.timeout(DEADLINE_S):
+            await watching
+            async for item in hub.watch(one.record.session):  # nor one that comes too late
+                assert item == Snapshot(calls=())
+        assert not any(isinstance(event, Summary) for event in told(seen))
+        other.abandon()
+        await until(lambda: hub.num_calls == 0)
+
+    run(test())
+
+
 def emotion(seq: int, session: str) -> CallEvent:
     event = Emotion(
         seq=seq,

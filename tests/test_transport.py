@@ -127,13 +127,17 @@ def release_while(scorer: FakeScorer, sender: threading.Thread) -> None:
 def test_a_peer_that_does_not_read_is_closed(log: pytest.LogCaptureFixture) -> None:
     with (
         serving(
-            FakeScorer(CARD), send_buffer_bytes=4096, send_timeout_s=0.5, handshake_timeout_s=0.5
+            FakeScorer(CARD),
+            send_buffer_bytes=4096,
+            send_timeout_s=0.5,
+            handshake_timeout_s=0.5,
+            resume_timeout_s=0.0,
         ) as running,
         websocket_frames(running) as connection,
     ):
         sent = threading.Thread(target=send_until_refused, args=(connection,), daemon=True)
         sent.start()
-        wait_until(lambda: "slow_reader" in log.text, "the slow reader is given up")
+        wait_until(lambda: "reason=slow_reader" in log.text, "the slow reader is given up")
         assert running.state()["calls"] == 0
         sent.join(DEADLINE_S)
         assert not sent.is_alive(), "its connection is still open"
