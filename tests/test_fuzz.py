@@ -275,10 +275,12 @@ def _tokens_file(content: bytes, folder: Path) -> Iterator[Attempt]:
     yield lambda: load_tokens(path)
 
 
+_RULE = {"name": "angry10", "label": "angry", "probability": 0.7, "duration": 10}
 _TABLES = st.dictionaries(
-    st.sampled_from(["name", "label", "probability", "duration", "role", "pause", "cooldown", "x"]),
+    st.sampled_from([*_RULE, "role", "pause", "cooldown", "x"]),
     JSON | st.sampled_from(["angry", "0.7", "any", 16**5000, -(16**5000), 1e308, float("nan")]),
-)
+    max_size=3,
+).map(lambda changes: _RULE | changes)
 
 
 TARGETS = {

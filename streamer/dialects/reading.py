@@ -83,8 +83,9 @@ def read_asked(said: Iterable[tuple[str, str]], *, min_step_ms: int) -> Asked:
 def _step_s(text: str, min_step_ms: int) -> float:
     step_ms = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
     if not min_step_ms <= step_ms <= _MAX_STEP_MS or step_ms % _SHIFT_MS:
+        found = text[:40] if text.isprintable() else ascii(text[:40])
         raise PeerError(
-            f"step of {text[:40]} ms: expected {min_step_ms} to {_MAX_STEP_MS} ms, a multiple of "
+            f"step of {found} ms: expected {min_step_ms} to {_MAX_STEP_MS} ms, a multiple of "
             f"{_SHIFT_MS} ms",
             code=ConfigError.code,
         )
