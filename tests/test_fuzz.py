@@ -263,6 +263,19 @@ RULE = "name=angry10 label=angry probability=0.7 duration=10 role=customer pause
 TOKENS = f"# desk\npbx send sha256:{'a' * 64}\ndesk-1 send,watch,admin sha256:{'b' * 64}\n"
 
 
+_SETTINGS = st.lists(
+    st.builds(
+        "{} = {}".format,
+        st.sampled_from(
+            [*re.findall(r"^([\w-]+) =", SERVER_FILE, re.MULTILINE), "store", "tokens"]
+        ),
+        st.sampled_from(['"a"', "1", "[1]", "{ file = 1 }", '{ file = "\\u0000" }', *NASTY]),
+    )
+    | st.sampled_from(["[[alert]]", "[[webhook]]", "[secrets]", "[alert]", "secrets = []"]),
+    max_size=4,
+).map("\n".join)
+
+
 def _server_file(content: bytes, folder: Path) -> Iterator[Attempt]:
     path = folder / "server.toml"
     path.write_bytes(content)
@@ -321,7 +334,7 @@ TARGETS = {
     ),
     "server's file": Target(
         allowed=(ConfigError,),
-        inputs=texts([SERVER_FILE]).flatmap(as_bytes),
+        inputs=(texts([SERVER_FILE]) | _SETTINGS).flatmap(as_bytes),
         feed=_server_file,
     ),
     "tokens file": Target(

@@ -167,11 +167,7 @@ def adapt(
             say the same under ONNX Runtime as under torch.
         CorpusError: audio that cannot be read, or in which there is no speech.
     """
-    labelled = [utterance for utterance in utterances if utterance.label]
-    if len({utterance.label for utterance in labelled}) < 2:
-        raise ConfigError(
-            f"{len(labelled)} utterances of one label or none: expected some of two labels or more"
-        )
+    labelled = _labelled(utterances)
     with tempfile.TemporaryDirectory() as folder:
         base = load_base(model, Path(folder))
         cuts = [_cut(utterance, base.card) for utterance in labelled]
@@ -195,6 +191,15 @@ def adapt(
         card = _new_card(base, labelled, verdict, [after for _, after in pairs], name, licence)
         agreement = export(_with_network(base, network), card, output, None)
     return Adapted(card=card, verdict=verdict, agreement=agreement)
+
+
+def _labelled(utterances: Sequence[Utterance]) -> list[Utterance]:
+    labelled = [utterance for utterance in utterances if utterance.label]
+    if len({utterance.label for utterance in labelled}) < 2:
+        raise ConfigError(
+            f"{len(labelled)} utterances of one label or none: expected some of two labels or more"
+        )
+    return labelled
 
 
 def load_base(path: Path, folder: Path) -> _Base:
