@@ -6,10 +6,10 @@ Calls are paced as they are spoken, in messages of 20 ms, with about 70 % speech
 another. `lag` is the peer's: from when the message that an emotion or a turn needed was due to when
 it came. A number of calls is carried when p95 of it is below 250 ms and no window was left out.
 Then twice that number calls, and after that again, with ten more each second until one is refused
-or twice as many have come: every call that was taken must get all its turns and its summary. The load comes from this process,
-on the same machine; its own CPU and lateness are printed. `ratio` is the calls carried times the
-CPU time of one model window here, so that machines and busy hours can be compared. The last line is
-one JSON object.
+or twice as many have come: every call that was taken must get all its turns and its summary. The
+load comes from this process, on the same machine; its own CPU and lateness are printed. `ratio` is
+the calls carried times the CPU time of one model window here, so that machines and busy hours can
+be compared. The last line is one JSON object.
 """
 
 from __future__ import annotations

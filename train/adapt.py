@@ -183,9 +183,7 @@ def adapt(
             fine_tune(network, [cut for cut in cuts if cut.speaker_id not in out], config, advance)
             held_out = tuple(item for item in labelled if item.speaker_id in out)
             pairs += _compare(base, network, held_out, Path(folder) / f"fold{fold}.onnx")
-        verdict = _judge(pairs) if pairs else None
-        if verdict and verdict.word == "worse":
-            raise ModelError(f"nothing was written: {verdict.sentence()}")
+        verdict = _accepted(pairs)
         network = base.network()
         fine_tune(network, cuts, config, advance)
         card = _new_card(base, labelled, verdict, [after for _, after in pairs], name, licence)
@@ -200,6 +198,13 @@ def _labelled(utterances: Sequence[Utterance]) -> list[Utterance]:
             f"{len(labelled)} utterances of one label or none: expected some of two labels or more"
         )
     return labelled
+
+
+def _accepted(pairs: list[tuple[Heard, Heard]]) -> Verdict | None:
+    verdict = _judge(pairs) if pairs else None
+    if verdict and verdict.word == "worse":
+        raise ModelError(f"nothing was written: {verdict.sentence()}")
+    return verdict
 
 
 def load_base(path: Path, folder: Path) -> _Base:
