@@ -104,8 +104,8 @@ class Day:
             *("--resume-timeout-s", str(_RESUME_S), "--handshake-timeout-s", "3"),
         )
 
-    def callers(self) -> list[Caller]:
-        """Return half native ones, of which some do not read for long, half telephones."""
+    def callers(self, *, all_read: bool) -> list[Caller]:
+        """Return half native ones, of which some may not read for long, half telephones."""
         found = []
         for number in range(self.config.calls):
             path = (NATIVE_PATH, TWILIO_PATH, NATIVE_PATH, TELNYX_PATH)[number % 4]
@@ -117,7 +117,7 @@ class Day:
                     path=path,
                     said=self._said[format_name][number // 4 % _NUM_VOICES],
                     step_ms=self.config.step_ms,
-                    reads=number % 16 != 2,
+                    reads=all_read or number % 16 != 2,
                     goes_back=number % 3 != 0,
                     jump_ms=partial(_jump_ms, number),
                 )
@@ -128,7 +128,7 @@ class Day:
 
     async def storm(self, server: Server, seed: int) -> None:
         """Everything but a kill, while calls go on."""
-        config, pacer, callers = self.config, Pacer(), self.callers()
+        config, pacer, callers = self.config, Pacer(), self.callers(all_read=False)
         pacing = asyncio.create_task(pacer.run())
         noise = native_messages(self._said["pcm16"][0].data, bytes_per_s(FORMATS["pcm16"]))
         async with asyncio.TaskGroup() as running:
@@ -144,7 +144,7 @@ class Day:
 
     async def kill(self, stack: ExitStack, server: Server) -> Server:
         """Kill the process with all its calls in the middle; return the next one."""
-        pacer, callers = Pacer(), self.callers()
+        pacer, callers = Pacer(), self.callers(all_read=True)
         pacing = asyncio.create_task(pacer.run())
         async with asyncio.TaskGroup() as running:
             self._begin(running, callers, pacer)

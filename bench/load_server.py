@@ -35,9 +35,12 @@ def ser_serve(*options: str) -> Iterator[Server]:
     command = [sys.executable, "-c", _PROGRAM, "--provider", "cpu", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
+        server = None
         try:
             server = Server(process, process.stderr)
             server.wait_until_ready()
             yield server
         finally:
             process.kill()
+            if server is not None:
+                server.stop(9)  # its log has been read to the end

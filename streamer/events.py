@@ -208,7 +208,10 @@ def decode_event(line: bytes | str) -> Event:
     Raises:
         msgspec.DecodeError: not JSON, or no event.
     """
-    return _decoder.decode(line)
+    try:
+        return _decoder.decode(line)
+    except UnicodeDecodeError as error:  # what msgspec says of bytes inside a string
+        raise msgspec.DecodeError(f"not UTF-8: {error}") from error
 
 
 def event_schema() -> dict[str, Any]:

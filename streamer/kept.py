@@ -186,7 +186,8 @@ class KeptFile:
                 connection.close()
             raise ConfigError(
                 f"store {self.path}: found {error} ({beside.name}): expected a folder that can be "
-                "written, and a store that no other server has open"
+                "written, and a store that no other server has open; --store names another file, "
+                "--no-store none"
             ) from error
         return connection
 

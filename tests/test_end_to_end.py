@@ -65,7 +65,7 @@ def ser_stream(*arguments: str, stdin: bytes = b"") -> list[JsonEvent]:
 @contextmanager
 def ser_serve() -> Iterator[ServerUnderTest]:
     program = "import sys; from streamer.cli import main_serve; sys.exit(main_serve())"
-    command = [sys.executable, "-c", program, "--port", "0"]
+    command = [sys.executable, "-c", program, "--port", "0", "--no-store"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stderr is not None
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from streamer.dialects.registry import DialectSecrets
 from streamer.errors import ConfigError
 from streamer.server import ServerConfig
 from streamer.server_options import ServeOptions, serve_options, signed_paths, token_options
+from streamer.store import StoreConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "whsec_" + "A" * 43 + "="
@@ -37,7 +38,9 @@ def told(text: str) -> list[str]:
 def test_nothing_said_is_the_servers_defaults() -> None:
     options = serve_options([])
     assert options == ServeOptions()
-    assert options.server() == ServerConfig()
+    store = StoreConfig(path=Path("ser-stream.db"))
+    assert options.server() == replace(ServerConfig(), store=store)
+    assert serve_options(["--no-store"]).server() == ServerConfig()
 
 
 EVERYTHING = {

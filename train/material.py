@@ -67,17 +67,7 @@ def prepare(split: Split, config: FitConfig, cache: Path, aux: Path | None = Non
     surroundings = find_surroundings(config, aux)
     everyone = {item.utterance_id: item for item in split.train + split.validation + split.test}
     utterances = [everyone[key] for key in sorted(everyone)]
-    by_condition = {
-        condition: load_clips(
-            utterances,
-            condition,
-            config.features,
-            config.window,
-            cache,
-            surroundings=surroundings,
-        )
-        for condition in config.shares
-    }
+    by_condition = _by_condition(utterances, config, cache, surroundings)
     everything = itertools.chain(*by_condition.values())
     silent = {clip.utterance.utterance_id for clip in everything if not len(clip.spans)}
     heard = [item for item in split.train if item.label or config.emotion_weight]
@@ -91,16 +81,7 @@ def prepare(split: Split, config: FitConfig, cache: Path, aux: Path | None = Non
         train["noise"] = _without_noises_of(
             split.fold, train["noise"], train["clean"], surroundings
         )
-    normalization = None
-    if config.normalize:
-        normalization = NormalizationConfig(
-            mean=speech_mean(
-                [clip for clips in train.values() for clip in clips],
-                config.features.num_channel_rows,
-            ),
-            prior_frames=config.prior_frames,
-            memory_frames=config.memory_frames,
-        )
+    normalization = _normalization(train, config)
     noises = _noise_clips(split.fold, config, cache, surroundings)
     variants = {
         (condition, start): normalize_clips(clips + noises, normalization, start, config.seed)
@@ -122,6 +103,36 @@ def prepare(split: Split, config: FitConfig, cache: Path, aux: Path | None = Non
         deviation=deviation,
         num_without_speech=len(heard) + len(_labelled(split.validation)) - len(chosen | held_out),
     )
+
+
+def _by_condition(
+    utterances: Sequence[Utterance], config: FitConfig, cache: Path, surroundings: Surroundings
+) -> dict[str, list[Clip]]:
+    return {
+        condition: load_clips(
+            utterances,
+            condition,
+            config.features,
+            config.window,
+            cache,
+            surroundings=surroundings,
+        )
+        for condition in config.shares
+    }
+
+
+def _normalization(train: dict[str, list[Clip]], config: FitConfig) -> NormalizationConfig | None:
+    normalization = None
+    if config.normalize:
+        normalization = NormalizationConfig(
+            mean=speech_mean(
+                [clip for clips in train.values() for clip in clips],
+                config.features.num_channel_rows,
+            ),
+            prior_frames=config.prior_frames,
+            memory_frames=config.memory_frames,
+        )
+    return normalization
 
 
 def find_surroundings(config: FitConfig, aux: Path | None) -> Surroundings:
