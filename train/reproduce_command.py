@@ -103,7 +103,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, default=1, help="trainings at a time, one thread each (1)"
     )
-    parser.add_argument("--run", type=Path, default=RUNS, help=f"the trainings' folder ({RUNS})")
+    parser.add_argument(
+        "--run",
+        dest="runs",
+        metavar="RUN",
+        type=Path,
+        default=RUNS,
+        help=f"the trainings' folder ({RUNS})",
+    )
     parser.add_argument(
         "-o", "--output", type=Path, default=OUTPUT, help=f"the report's folder ({OUTPUT})"
     )
@@ -131,7 +138,7 @@ def read_options(options: argparse.Namespace) -> ReproduceOptions:
     return ReproduceOptions(
         plan=plan,
         fit=with_epochs(fit, options.epochs),
-        run=options.run,
+        run=options.runs,
         output=options.output,
         cache=options.cache,
         jobs=options.jobs,
