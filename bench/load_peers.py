@@ -10,6 +10,7 @@ import asyncio
 import base64
 import heapq
 import json
+import socket
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -130,15 +131,30 @@ class Peer(asyncio.Protocol):
             self.transport.close()
 
 
-async def connect(port: int, path: str, on_text: Callable[[str], None]) -> Peer:
+async def connect(
+    port: int, path: str, on_text: Callable[[str], None], *, is_narrow: bool = False
+) -> Peer:
     """Return a peer whose handshake is over; its ``status`` says how.
+
+    Where it ``is_narrow``, the kernels hold some 10 kB for a peer that does not read; else they
+    would hold megabytes, and the server never notice.
 
     Raises:
         OSError: nobody listens, or hung up.
         TimeoutError: no answer.
     """
     loop = asyncio.get_running_loop()
-    _, peer = await loop.create_connection(lambda: Peer(path, on_text), "127.0.0.1", port)
+    line = socket.socket()
+    line.setblocking(False)
+    if is_narrow:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    try:
+        await loop.sock_connect(line, ("127.0.0.1", port))
+    except BaseException:
+        line.close()
+        raise
+    _, peer = await loop.create_connection(lambda: Peer(path, on_text), sock=line)
     async with asyncio.timeout(OPEN_TIMEOUT_S):
         await peer.opened.wait()
         if peer.status != 101:
@@ -221,9 +237,10 @@ def native_messages(audio: bytes, bytes_per_s: int) -> list[bytes]:
     return [frame(BINARY, piece) for piece in pieces(audio, bytes_per_s)]
 
 
-def native_start(encoding: str, rate: int, step_ms: int) -> bytes:
+def native_start(encoding: str, rate: int, step_ms: int, call_id: str | None = None) -> bytes:
     audio = {"encoding": encoding, "sample_rate": rate, "channels": 1}
-    return text({"type": "start", "audio": audio, "step_ms": step_ms})
+    start = {"type": "start", "audio": audio, "step_ms": step_ms}
+    return text(start if call_id is None else {**start, "call_id": call_id})
 
 
 NATIVE_END = text({"type": "end"})

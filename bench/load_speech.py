@@ -20,6 +20,7 @@ FORMATS = {
     "pcm16": AudioFormat(),
     "mulaw": AudioFormat(encoding="mulaw", sample_rate=8000),
 }
+FLOATS = AudioFormat(encoding="pcm_f32le")
 
 
 def bytes_per_s(audio: AudioFormat) -> int:
@@ -58,7 +59,9 @@ def _recorded(path: Path, seconds: float) -> NDArray[np.float32]:
 
 
 def encoded(samples: NDArray[np.float32], audio: AudioFormat) -> bytes:
-    """Return 16 kHz samples as 16-bit PCM, or as mu-law at 8 kHz."""
+    """Return 16 kHz samples as 16-bit PCM, as floats, or as mu-law at 8 kHz."""
+    if audio.encoding == "pcm_f32le":
+        return samples.astype("<f4").tobytes()
     if audio.encoding != "mulaw":
         return np.clip(np.rint(samples * 32768), -32768, 32767).astype("<i2").tobytes()
     resampler = Resampler(RATE, audio.sample_rate)

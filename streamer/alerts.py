@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, quoted
 from streamer.events import ROLES, Alert, ChannelEvent, Emotion, Gap
 
 MAX_TIME_S = 3600.0
@@ -149,7 +149,7 @@ def _fields_of(text: str) -> dict[str, object]:
 
 def _text(what: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"{what} is {value!r}: expected text")
+        raise ConfigError(f"{what} is {quoted(value)}: expected text")
     return value
 
 
@@ -161,7 +161,7 @@ def _number(what: str, value: object) -> float:
             number = math.nan
         if math.isfinite(number):
             return number
-    raise ConfigError(f"{what} is {value!r}: expected a number")
+    raise ConfigError(f"{what} is {quoted(value)}: expected a number")
 
 
 class AlertWatch:

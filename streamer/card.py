@@ -93,7 +93,7 @@ def decode_card(text: str | None, origin: str) -> Card:
         )
     try:
         card = msgspec.json.decode(text, type=Card)
-    except (msgspec.DecodeError, ConfigError, ValueError) as error:
+    except (msgspec.DecodeError, ConfigError, ValueError, RecursionError) as error:
         raise CardError(f"{origin}: its card cannot be read: {error}") from error
     if card.version != CARD_VERSION:
         raise CardError(f"{origin}: card version {card.version}: expected {CARD_VERSION}")

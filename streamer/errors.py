@@ -64,3 +64,12 @@ class SessionClosedError(SerStreamError):
     """Audio or scores for a session that has already ended."""
 
     code = "closed"
+
+
+def quoted(value: object, most: int = 200) -> str:
+    """Return any value as a message can say it: as Python writes it, in ``most`` characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of more than 4300 digits; lists in lists
+        return f"{type(value).__name__} too long to be said"
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -212,6 +212,8 @@ def decode_event(line: bytes | str) -> Event:
         return _decoder.decode(line)
     except UnicodeDecodeError as error:  # what msgspec says of bytes inside a string
         raise msgspec.DecodeError(f"not UTF-8: {error}") from error
+    except RecursionError as error:
+        raise msgspec.DecodeError(f"too many brackets: {error}") from error
 
 
 def event_schema() -> dict[str, Any]:

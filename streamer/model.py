@@ -88,7 +88,7 @@ def decode_golden(text: str | None, card: Card, origin: str) -> Golden:
         inputs = np.frombuffer(stored.inputs, "<f2").astype(np.float32)
         logits = np.frombuffer(stored.logits, "<f4").astype(np.float32)
         golden = Golden(inputs.reshape(-1, *card.input_shape), logits.reshape(-1, len(card.labels)))
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ModelError(f"{origin}: its golden vectors cannot be read: {error}") from error
     if len(golden.inputs) != len(golden.logits) or not len(golden.inputs):
         raise ModelError(
@@ -113,6 +113,9 @@ class Model:
         self.provider: str = session.get_providers()[0]
         """What it runs on, in ONNX Runtime's words: ``CPUExecutionProvider`` and the like."""
         self._batch_sizes = _CUDA_BATCH_SIZES if self.provider == _CUDA else ()
+        # A run that fails raises, and is logged by whoever catches that: once, and in our format.
+        self._run_options = _import_onnxruntime().RunOptions()
+        self._run_options.log_severity_level = 4
         _check_signature(session, self.card, origin)
         self._golden = decode_golden(metadata.get(GOLDEN_KEY), self.card, origin)
 
@@ -191,7 +194,8 @@ class Model:
 
     def _run(self, batch: NDArray[np.float32]) -> Scores:
         try:
-            scores = Scores(*self._session.run(OUTPUT_NAMES, {INPUT_NAME: batch}))
+            inputs = {INPUT_NAME: batch}
+            scores = Scores(*self._session.run(OUTPUT_NAMES, inputs, self._run_options))
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise ModelError(f"{self._origin} failed to score {len(batch)} windows: {error}") from (
                 error

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from streamer.alerts import parse_rule
 from streamer.dialects.registry import DialectSecrets
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, quoted
 from streamer.webhook_config import WebhookTarget
 
 
@@ -32,7 +32,7 @@ def read_config(
         settings = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}: expected TOML") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8; endless digits, brackets
         raise ConfigError(f"{path} cannot be read: {error}: expected TOML") from error
     parser = _FileParser(argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
     add_options(parser)
@@ -74,7 +74,7 @@ def _words(parser: _FileParser, key: str, value: object) -> list[str]:
     action = parser.flag(key)
     if action.nargs == 0:
         if not isinstance(value, bool):
-            raise ConfigError(f"{key} is {value!r}: expected true or false")
+            raise ConfigError(f"{key} is {quoted(value)}: expected true or false")
         if value:
             return [f"--{key}"]
         # What can be said in the negative is, so that false also stands for itself.
@@ -82,8 +82,9 @@ def _words(parser: _FileParser, key: str, value: object) -> list[str]:
     is_list = type(action).__name__ == "_AppendAction"
     values = value if is_list and isinstance(value, list) else [value]
     for one in values:
-        if isinstance(one, bool) or not isinstance(one, str | int | float):
-            raise ConfigError(f"{key} is {one!r}: expected text or a number")
+        is_long = isinstance(one, int) and one.bit_length() > 63  # more than TOML promises to hold
+        if isinstance(one, bool) or is_long or not isinstance(one, str | int | float):
+            raise ConfigError(f"{key} is {quoted(one)}: expected text or a number")
     return [f"--{key}={one}" for one in values]
 
 
@@ -102,7 +103,7 @@ def _webhook(table: Mapping[str, object]) -> WebhookTarget:
         raise ConfigError(f"webhook with {found}: expected url and secret, and perhaps events")
     events = table.get("events", ["alert"])
     if not isinstance(events, list) or not all(isinstance(event, str) for event in events):
-        raise ConfigError(f"webhook events {events!r}: expected a list of texts")
+        raise ConfigError(f"webhook events {quoted(events)}: expected a list of texts")
     return WebhookTarget(
         url=_secret("webhook url", table["url"]),  # its path may be one
         secret=_secret("webhook secret", table["secret"]),

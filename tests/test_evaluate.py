@@ -175,6 +175,7 @@ def test_the_page_is_one_file_with_its_plots(results: dict[str, Any], home: Path
     assert results
     page = (home / "results.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 7
+    assert "<small>[" in page  # intervals below their rates: five corpora fit on the page
     assert "surprise" in page and "http" not in page.replace("http-equiv", "")
 
 

@@ -139,11 +139,11 @@ def test_the_url_may_say_the_rate() -> None:
 
 def test_the_url_and_the_message_may_only_say_one_rate() -> None:
     fault = refusal(ExotelDialect(handshake(**{"sample-rate": "16000"})), START)
-    assert str(fault).startswith('sample-rate=16000 in the URL but 8000 Hz in "start"')
+    assert str(fault).startswith("sample-rate='16000' in the URL but 8000 Hz in \"start\"")
     assert fault.code == "bad_audio"
     without = changed(START, "start.media_format", ...)
     fault = refusal(ExotelDialect(handshake(**{"sample-rate": "fast"})), without)
-    assert str(fault).startswith("sample-rate=fast in the URL but 8000 Hz")
+    assert str(fault).startswith("sample-rate='fast' in the URL but 8000 Hz")
 
 
 @pytest.mark.parametrize(

@@ -340,9 +340,9 @@ class FakeGpu:
             def get_providers(self) -> list[str]:
                 return [found]
 
-            def run(self, names: Any, feed: dict[str, np.ndarray]) -> Any:
+            def run(self, names: Any, feed: dict[str, np.ndarray], options: Any) -> Any:
                 outer.batch_sizes.append(len(feed["windows"]))
-                return session.run(names, feed)
+                return session.run(names, feed, options)
 
         return Session()
 

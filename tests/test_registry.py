@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
+from socket import create_connection
 
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from streamer.access import AccessConfig
 from streamer.dialects import Handshake, PeerError
 from streamer.dialects.registry import PATHS, DialectSecrets, dialect_name, make_dialect
+from streamer.tokens import new_token
+from tests import test_signatures
 from tests.scorers import FakeScorer, make_card
 from tests.serving import DEADLINE_S, serving, wait_until
 
@@ -47,6 +53,37 @@ def test_a_peer_that_is_not_who_it_says_is_refused_in_its_handshake() -> None:
         connect(f"ws://127.0.0.1:{running.port}/telnyx", proxy=None)
     assert caught.value.response.status_code == 403
     assert b"expected" in caught.value.response.body
+
+
+@pytest.mark.parametrize("sent", ["step_ms=500", "step%5Fms=5%300&a=~", ""])
+def test_a_signature_is_of_the_target_as_it_was_sent(sent: str, tmp_path: Path) -> None:
+    """Through a proxy that passes host and path on, however its query is escaped."""
+    secrets = DialectSecrets(
+        genesys_api_key=test_signatures.API_KEY,
+        genesys_client_secret=test_signatures.CLIENT_SECRET,
+    )
+    target = "/genesys" + (f"?{sent}" if sent else "")
+    headers = test_signatures.signed(
+        f';keyid="{test_signatures.API_KEY}";created={int(time.time())}', target=target
+    )
+    del headers["host"]
+
+    def come(asked: str) -> None:
+        url = f"ws://audiohook.example.com{asked}"
+        with (
+            create_connection(("127.0.0.1", running.port)) as proxy,
+            connect(url, sock=proxy, additional_headers=headers, proxy=None),
+        ):
+            pass
+
+    tokens = tmp_path / "tokens"
+    tokens.write_text(new_token("pbx", ["send"])[1] + "\n")
+    access = AccessConfig(signed_paths=frozenset({"/genesys"}))
+    with serving(FakeScorer(CARD), secrets=secrets, tokens=tokens, access=access) as running:
+        come(target)
+        with pytest.raises(InvalidStatus) as caught:
+            come(target.replace("genesys", "%67enesys"))
+    assert caught.value.response.status_code == 403, "the same path, but not as it was signed"
 
 
 def test_a_full_server_refuses_other_products_in_their_handshake() -> None:

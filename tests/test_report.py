@@ -7,7 +7,9 @@ import pytest
 
 from train.report import Figure, Report, Section, Table, markdown, markdown_table, page
 
-PNG = bytes.fromhex("89504e470d0a1a0a")
+PNG = bytes.fromhex("89504e470d0a1a0a 0000000d 49484452 00000384 00000258 0802000000")
+"""The head of a picture of 900 by 600."""
+
 VOID = {"meta", "img", "link", "br"}
 
 
@@ -41,11 +43,26 @@ class Balance(HTMLParser):
 
 def test_the_page_needs_nothing_else(report: Report) -> None:
     text = page(report)
-    assert 'src="data:image/png;base64,iVBORw0KGgo="' in text
+    assert 'src="data:image/png;base64,iVBORw0KGgo' in text
     assert "http" not in text and "<script" not in text and "url(" not in text
     parser = Balance()
     parser.feed(text)
     assert parser.open == []
+
+
+def test_figures_are_as_large_as_their_text_wants_and_no_wider_than_the_page(
+    report: Report,
+) -> None:
+    text = page(report)
+    assert 'width="540"' in text  # 900 dots at 150 an inch, 90 CSS pixels an inch
+    assert "img{max-width:100%;height:auto" in text
+
+
+def test_a_second_line_is_small_in_html_and_in_brackets_in_markdown() -> None:
+    table = Table(caption="t", header=("", "UA"), rows=[["a", "1.0\n0.5 to <2"]], bold=(0,))
+    report = Report(title="T", lead="L", sections=[Section(title="S", parts=[table])])
+    assert "<td>1.0<small>0.5 to &lt;2</small></td>" in page(report)
+    assert "| **a** | **1.0 (0.5 to <2)** |" in markdown_table(table)
 
 
 def test_text_is_escaped(report: Report) -> None:

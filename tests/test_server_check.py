@@ -143,6 +143,18 @@ def test_all_that_is_wrong_is_said_at_once(options: Any, tmp_path: Path) -> None
     assert "it would not start:" in str(report)
 
 
+@pytest.mark.parametrize("secret", ["not base64!", "QUJDRA", "clé"])
+def test_a_genesys_secret_that_is_none(
+    secret: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text(f"[secrets]\ngenesys-api-key = 'k'\ngenesys-client-secret = '{secret}'\n")
+    assert main(["check", "--no-store", "--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "genesys-client-secret: " in said and "expected base64" in said
+    assert secret not in said
+
+
 def test_a_label_that_the_model_does_not_have(options: Any) -> None:
     rule = serve_options(["--alert", "name=a label=bored probability=0.5 duration=5"]).alerts
     (fault,) = check(options(alerts=rule)).faults

@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 from streamer.audio import AudioFormat
 from streamer.events import Summary
 from tests.scorers import FakeScorer, encode_audio, make_card, tone_speech
-from tests.serving import DEADLINE_S, Running, hear_all, serving, wait_until
+from tests.serving import DEADLINE_S, Running, hear_all, serving, stream, wait_until
 
 CARD = make_card()
 PCM = encode_audio([np.concatenate([tone_speech(3.0), np.zeros(16000, np.float32)])], AudioFormat())
@@ -60,14 +60,14 @@ def test_too_many_connections_are_refused() -> None:
         assert third.recv(1000).startswith(b"HTTP/1.1 503 ")
 
 
-def websocket_frames(running: Running) -> socket.socket:
+def websocket_frames(running: Running, path: str = "/v1/stream") -> socket.socket:
     """Return a raw socket after the handshake, with small buffers."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(DEADLINE_S)
     connection.connect(("127.0.0.1", running.port))
     connection.sendall(
-        b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n"
+        b"GET " + path.encode() + b" HTTP/1.1\r\nHost: localhost\r\n"
         b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
@@ -148,3 +148,25 @@ def send_until_refused(connection: socket.socket) -> None:
     with pytest.raises(OSError):
         while True:
             connection.sendall(frame)
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", "/v1/watch"])
+def test_a_stopping_server_drops_who_does_not_read(
+    path: str, log: pytest.LogCaptureFixture
+) -> None:
+    with serving(
+        FakeScorer(CARD), send_buffer_bytes=4096, send_timeout_s=3600.0, drain_timeout_s=0.5
+    ) as running:
+        connection = websocket_frames(running, path)
+        if path == "/v1/stream":
+            for _ in range(30):  # more than a hundred events; both buffers hold some twenty
+                connection.sendall(binary_frame(PCM[:32000]))
+            assert running.process is not None
+            hub = running.process.service.hub
+            wait_until(lambda: [call.duration_s for call in hub.calls()] == [30.0], "it is heard")
+        else:
+            stream(running, [PCM] * 50)
+    with connection, pytest.raises(OSError):
+        while True:
+            connection.sendall(binary_frame(bytes(100)))
+    assert "Traceback" not in log.text

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from hypothesis import given
@@ -265,6 +267,18 @@ def test_a_signature_computed_elsewhere() -> None:
 )
 def test_a_right_signature(url: str, headers: dict[str, str]) -> None:
     TwilioDialect(signed(url, **headers), auth_token=TOKEN)
+
+
+@pytest.mark.parametrize("query", ["a=x%20y", "a=x+y", "a=%7E&b", "a=b?c"])
+def test_the_signature_is_of_the_url_as_it_was_sent(query: str) -> None:
+    asked = replace(
+        signed(f"wss://ser.example.com/twilio/?{query}"),
+        query=tuple(parse_qsl(query, keep_blank_values=True)),
+        target=f"/twilio?{query}",
+    )
+    TwilioDialect(asked, auth_token=TOKEN)
+    with pytest.raises(PeerError, match="a wrong X-Twilio-Signature"):
+        TwilioDialect(replace(asked, target=f"{asked.target}&c=1"), auth_token=TOKEN)
 
 
 def test_the_signature_covers_the_query() -> None:

@@ -335,6 +335,10 @@ class CascadedAttentionNetwork(nn.Module):
         """Return the one output, as a committee of one."""
         return [self(x)]
 
+    def can_outputs(self, x: Tensor) -> list[CanOutput]:
+        """Return the one output, as a committee of one."""
+        return [self(x)]
+
     def forward(self, x: Tensor) -> CanOutput:
         """Score windows (n, 3, num_rows, T), features as they come from the front end."""
         x = (x - self.mean) / self.deviation

@@ -13,7 +13,7 @@ from train.statistics_network import StatisticsNetworks
 
 
 class Committee(nn.Module):
-    """``config.members`` CANs, and as many networks of statistics, trained side by side.
+    """``config.members`` CANs and ``config.statistics_members`` networks of statistics.
 
     Each is begun otherwise. Both kinds have the same say, however many they are.
     """
@@ -31,9 +31,13 @@ class Committee(nn.Module):
             StatisticsNetworks(config, mean, deviation) if config.statistics_members else None
         )
 
+    def can_outputs(self, x: Tensor) -> list[CanOutput]:
+        """Return each CAN's own output for windows (n, 3, num_rows, T)."""
+        return [member(x) for member in self.members]
+
     def outputs(self, x: Tensor) -> list[CanOutput]:
-        """Return each member's own output for windows (n, 3, num_rows, T): what is trained."""
-        outputs = [member(x) for member in self.members]
+        """Return each member's own output for windows (n, 3, num_rows, T)."""
+        outputs = self.can_outputs(x)
         return outputs if self.statistics is None else outputs + self.statistics(x)
 
     def forward(self, x: Tensor) -> CanOutput:

@@ -19,12 +19,26 @@ from train.can import CanConfig
 from train.copies import COPIES
 from train.loss import JointLossConfig
 
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsFitConfig:
+    """How networks of statistics are trained: AdamW, one cycle, mixup of statistics."""
+
+    epochs: int = 30
+    draws_per_clip: int = 3
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    mixup: float = 0.4
+
+
 _PARTS: dict[str, Any] = {
     "network": CanConfig,
     "loss": JointLossConfig,
     "features": FeatureConfig,
     "window": WindowConfig,
     "augment": AugmentConfig,
+    "statistics": StatisticsFitConfig,
 }
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -86,6 +100,7 @@ class FitConfig:
     emotion_weight: float = 0.0
     clip_gradient: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    statistics: StatisticsFitConfig = field(default_factory=StatisticsFitConfig)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 1
 

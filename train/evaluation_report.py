@@ -73,8 +73,8 @@ def _conditions(results: dict[str, Any], pngs: Path) -> Section:
     rows = [
         [
             name,
-            *(_with_interval(report["corpora"][corpus]) for corpus in corpora),
-            _with_interval(report["mean"]),
+            *(_in_a_cell(report["corpora"][corpus]) for corpus in corpora),
+            _in_a_cell(report["mean"]),
             f"{100 * (report['mean']['uar'] - conditions['clean']['mean']['uar']):+.1f}",
         ]
         for name, report in conditions.items()
@@ -109,7 +109,7 @@ def _corpora(results: dict[str, Any], pngs: Path) -> Section:
             name,
             str(corpus["speakers"]),
             str(corpus["n"]),
-            _with_interval(corpus),
+            _in_a_cell(corpus),
             f"{corpus['wa']:.3f}",
             *(
                 f"{corpus['gender'][gender]['uar']:.3f}" if gender in corpus["gender"] else "-"
@@ -158,7 +158,7 @@ def _heard(results: dict[str, Any], pngs: Path) -> Section:
         [
             name,
             *(f"{found['corpora'][corpus]:.3f}" for corpus in corpora),
-            _with_interval(found),
+            _in_a_cell(found),
             f"{found['uar'] / heard['all']['uar']:.0%}" if heard["all"]["uar"] else "-",
         ]
         for name, found in heard.items()
@@ -251,7 +251,7 @@ def _offline(results: dict[str, Any]) -> Section:
     corpora = list(offline["causal"]["corpora"])
     streamed = results["conditions"]["clean"]
     rows = [
-        [name, *(_with_interval(found["corpora"][c]) for c in corpora), f"{mean:.3f}"]
+        [name, *(_in_a_cell(found["corpora"][c]) for c in corpora), f"{mean:.3f}"]
         for name, found, mean in (
             ("streamed", streamed, streamed["mean"]["uar"]),
             ("offline, causal mean", offline["causal"], offline["causal"]["mean"]["uar"]),
@@ -353,6 +353,10 @@ def _figure(path: Path, caption: str) -> Figure:
 def _with_interval(found: dict[str, Any]) -> str:
     low, high = found["interval"]
     return f"{found['uar']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _in_a_cell(found: dict[str, Any]) -> str:
+    return _with_interval(found).replace(" ", "\n", 1)
 
 
 def _seconds(value: float | None) -> str:

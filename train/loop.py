@@ -1,5 +1,6 @@
 """The training loop, read from top to bottom: draw windows, step, validate, keep the best, resume.
 
+Networks of statistics are trained before (see ``train.statistics_fit``); CANs are what is left.
 Every epoch's draws come from (seed, epoch) alone and everything else is in the checkpoint, so a
 training that was cut off ends with the same weights as one that was not.
 """
@@ -22,17 +23,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from streamer.errors import ConfigError
 from streamer.smoothing import softmax
-from train.can import CanOutput
 from train.checkpoint import read_resumable
-from train.committee import build_can
+from train.committee import Committee, build_can
 from train.config import FitConfig, config_to_dict
 from train.corpora import LABELS, Utterance
 from train.dataset import NormalizedClip
-from train.loss import joint_loss
 from train.material import Material, draw_epoch, prepare
 from train.metrics import confusion, unweighted_average_recall
+from train.objective import objective
 from train.splits import Split
-from train.truth import Truth, mix
+from train.statistics_fit import fit_statistics
+from train.truth import mix
 
 
 class Learner:
@@ -164,7 +165,7 @@ def fit(
     material = prepare(split, config, cache, aux)
     if material.num_without_speech:
         note(f"left out {material.num_without_speech} utterances in which no speech was found")
-    learner = _begin(material, config, device)
+    learner = _begin(material, config, device, is_new=not (folder / "last.pt").is_file())
     state = _resume(folder / "last.pt", config, learner)
     while state["epoch"] < config.num_epochs and state["stale"] < config.patience:
         epoch, started = state["epoch"], time.monotonic()
@@ -187,14 +188,17 @@ def fit(
     return dict(state)
 
 
-def _begin(material: Material, config: FitConfig, device: str) -> Learner:
+def _begin(material: Material, config: FitConfig, device: str, *, is_new: bool) -> Learner:
     torch.manual_seed(config.seed)
     num_emotions = len(material.truth.emotion_names) if config.emotion_weight else 0
     network = build_can(
         replace(config.network, num_emotions=num_emotions),
         torch.from_numpy(material.mean),
         torch.from_numpy(material.deviation),
-    ).to(device)
+    )
+    if is_new and isinstance(network, Committee) and network.statistics is not None:
+        fit_statistics(network.statistics, material, config)
+    network = network.to(device)
     num_windows = material.num_speech * config.windows_per_clip
     if len(material.train["clean", "cold"]) > material.num_speech:
         num_windows += round(config.noise_alone * num_windows)
@@ -251,30 +255,14 @@ def _run_epoch(
         if config.mixup:
             batch, truth = mix(batch, truth, config.mixup)
         with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            outputs: list[CanOutput] = learner.network.outputs(batch)  # type: ignore[operator]
-        losses = torch.stack([_losses(output, truth, config) for output in outputs])
+            outputs = learner.network.can_outputs(batch)  # type: ignore[operator]
+        losses = torch.stack([objective(output, truth, config) for output in outputs])
         learner.step(losses[:, 0].sum())
         sums += losses.detach().mean(0).cpu().numpy()
         num_steps += 1
         advance((epoch + (first + len(batch)) / len(windows)) / config.num_epochs)
     total_loss, cross_entropy, triplet = (sums / num_steps).round(5).tolist()
     return {"loss": total_loss, "cross_entropy": cross_entropy, "triplet": triplet}
-
-
-def _losses(output: CanOutput, truth: Truth, config: FitConfig) -> Tensor:
-    """What one network is to lower, and two parts of it: cross-entropy and triplets; (3,)."""
-    loss = joint_loss(
-        output.logits,
-        output.embedding,
-        truth.labels,
-        config.loss,
-        sample_weights=truth.weights,
-        targets=truth.targets,
-    )
-    total = loss.total
-    if output.emotions is not None:
-        total = total + config.emotion_weight * truth.emotion_loss(output.emotions)
-    return torch.stack([total, loss.cross_entropy, loss.triplet])
 
 
 def _resume(path: Path, config: FitConfig, learner: Learner) -> dict[str, Any]:

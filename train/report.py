@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table with a caption, its first column text, the others figures; notes come below."""
+    """A table with a caption, its first column text, the others figures; notes come below.
+
+    What follows a line break in a cell, such as an interval, is set small below it in HTML, and in
+    brackets in Markdown.
+    """
 
     caption: str
     header: Sequence[str]
@@ -110,7 +115,7 @@ def _html_table(table: Table) -> str:
     rows = ""
     for index, (first, *others) in enumerate(table.rows):
         style = ' class="best"' if index in table.bold else ""
-        cells = "".join(f"<td>{_text(text)}</td>" for text in others)
+        cells = "".join(f"<td>{_html_cell(text)}</td>" for text in others)
         rows += f'<tr{style}><th scope="row">{_text(first)}</th>{cells}</tr>'
     notes = "".join(f'<p class="note">{_text(note)}</p>' for note in table.notes)
     return (
@@ -120,27 +125,43 @@ def _html_table(table: Table) -> str:
 
 
 def _html_figure(figure: Figure) -> str:
-    coded = base64.b64encode(figure.path.read_bytes()).decode()
+    png = figure.path.read_bytes()
+    coded = base64.b64encode(png).decode()
     return (
-        f'<figure><img alt="{_text(figure.alt)}" src="data:image/png;base64,{coded}">'
+        f'<figure><img alt="{_text(figure.alt)}" width="{_png_width(png)}" '
+        f'src="data:image/png;base64,{coded}">'
         f"<figcaption>{_text(figure.caption)}</figcaption></figure>"
     )
 
 
+def _png_width(png: bytes) -> int:
+    """CSS pixels at which the text of a figure has about the size of the text around it."""
+    width: int = struct.unpack(">I", png[16:20])[0]
+    return round(width * _CSS_PIXELS)
+
+
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    first, _, second = text.replace("|", "\\|").partition("\n")
+    return f"{first} ({second})" if second else first
+
+
+def _html_cell(text: str) -> str:
+    first, _, second = text.partition("\n")
+    return _text(first) + (f"<small>{_text(second)}</small>" if second else "")
 
 
 def _text(text: str) -> str:
     return html.escape(text, quote=True)
 
 
+_CSS_PIXELS = 0.6  # of one of a figure's: figures have 150 dots an inch and text of 9 points
+
 _STYLE = """
 :root{color-scheme:light;--ink:#1b1f24;--soft:#5b6570;--line:#dfe3e8;--tint:#f5f7f9;--mark:#0b5cad}
 *{box-sizing:border-box}
 body{margin:0;background:#fff;color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",
 Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:64rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}
+main{max-width:66rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}
 h1{font-size:1.9rem;line-height:1.2;margin:0 0 .5rem}
 h2{font-size:1.3rem;margin:0 0 .6rem;padding-top:2.2rem}
 p{max-width:46rem;margin:.5rem 0 .9rem}
@@ -154,13 +175,17 @@ dl div{display:grid;grid-template-columns:9rem 1fr;gap:.8rem}
 dt{color:var(--soft)}
 dd{margin:0;overflow-wrap:anywhere}
 .wide{overflow-x:auto;margin:1.4rem 0 .4rem}
-table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;min-width:100%}
+table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;
+min-width:min(34rem,100%)}
 caption{text-align:left;font-weight:600;padding-bottom:.5rem}
-th,td{padding:.4rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th[scope=row],th[scope=col]:first-child{text-align:left}
-thead th{color:var(--soft);font-weight:600;border-bottom:2px solid var(--line)}
-tbody th{font-weight:400}
-.best th,.best td{font-weight:650;background:var(--tint)}
+th,td{padding:.4rem .55rem;border-bottom:1px solid var(--line);text-align:right;
+white-space:nowrap;vertical-align:top}
+td small{display:block;font-size:.84em;font-weight:400;color:var(--soft)}
+th[scope=row],th[scope=col]:first-child{text-align:left;position:sticky;left:0;background:#fff}
+thead th{color:var(--soft);font-weight:600;border-bottom:2px solid var(--line);
+white-space:normal;vertical-align:bottom}
+tbody th{font-weight:400;white-space:normal;min-width:8.5rem}
+.best th[scope=row],.best td{font-weight:650;background:var(--tint)}
 .note{font-size:.86rem;color:var(--soft);margin:.3rem 0}
 figure{margin:1.6rem 0}
 img{max-width:100%;height:auto;border:1px solid var(--line);border-radius:6px}

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from train import figures
-from train.corpora import LABELS
 from train.report import Figure
 from train.reproduce_fit import Training, load_network, segments_of_split
 from train.reproduce_maps import attended_map, can_project, embed, quiet_share, three_samples
@@ -71,14 +70,14 @@ def _fig3(results: dict[str, Any], plan: Plan, output: Path) -> Figure:
     protocol = plan.protocols[0]
     scope, summaries = first_scope(results, protocol)
     titles = {
-        "alpha": ("(a) weight of the triplet loss", "alpha"),
-        "margin, Eq. 11": ("(b) margin, triplets by Eq. 11", "margin"),
-        "margin, open hinges": ("(c) margin, every open hinge", "margin"),
+        "alpha": ("(a) weight of the triplet loss", "alpha", 0.3),
+        "margin, Eq. 11": ("(b) margin, triplets by Eq. 11", "margin", 0.2),
+        "margin, open hinges": ("(c) margin, every open hinge", "margin", 0.2),
     }
     curves = []
     for what, points in plan.sweeps.items():
         found = [summaries[name] for name in points.values()]
-        title, axis = titles[what]
+        title, axis, chosen = titles[what]
         curves.append(
             figures.Curve(
                 title=title,
@@ -87,16 +86,16 @@ def _fig3(results: dict[str, Any], plan: Plan, output: Path) -> Figure:
                 wa=[one["wa"] for one in found],
                 ua=[one["ua"] for one in found],
                 ua_interval=[one["ua_interval"] for one in found],
+                chosen=chosen,
             )
         )
     path = output / "fig3.png"
     figures.draw_sweeps(path, curves)
     caption = (
         f"Fig. 3 on {scope}, protocol {protocol!r}: WA and UA over the triplet loss's weight and "
-        "its "
-        "margin; shaded, the UA's 95 % interval. (b) keeps the triplets of Eq. 11, whose margin "
-        "has no "
-        "gradient; (c) keeps those with d(a, n) < d(a, p) + M, where the margin acts."
+        "its margin, measured at the marks and at no value between; shaded, the UA's 95 % "
+        "interval; dotted, the paper's choice. (b) keeps the triplets of Eq. 11, whose margin has "
+        "no gradient; (c) keeps those with d(a, n) < d(a, p) + M, where the margin acts."
     )
     return Figure(caption=caption, path=path, alt="WA and UA over alpha and over the margin")
 
@@ -105,12 +104,19 @@ def _confusions(
     results: dict[str, Any], protocol: Protocol, study: str, table: str, output: Path
 ) -> Figure:
     scope, summaries = first_scope(results, protocol)
-    panels = {VARIANTS[name].title: summaries[name]["confusion"] for name in TABLES[table]}
+    panels = {
+        f"{VARIANTS[name].title}\nWA {one['wa']:.1f}, UA {one['ua']:.1f}": one["confusion"]
+        for name in TABLES[table]
+        for one in [summaries[name]]
+    }
     path = output / f"{study}-{protocol}.png"
     figures.draw_confusions(path, panels)
+    num_seeds = len(results["plan"]["seeds"])
+    seeds = f", each counted once for each of {num_seeds} seeds" if num_seeds > 1 else ""
     caption = (
-        f"Fig. {study[3:]} on {scope}, protocol {protocol!r}: confusions over all folds and seeds, "
-        "counts above, recall in per cent below."
+        f"Fig. {study[3:]}: the confusions behind Table {table[5:]}, {scope}, protocol "
+        f"{protocol!r}. All folds' test utterances, {summaries['can']['n']}{seeds}: numbers above, "
+        "per cent of each row below. Both are coloured by the latter."
     )
     return Figure(caption=caption, path=path, alt=f"confusion matrices of the lines of {table}")
 
@@ -123,6 +129,7 @@ def _fig7(trainings: Sequence[Training], plan: Plan, output: Path) -> tuple[Figu
         if cell.protocol == plan.protocols[0] and cell.variant in _ATTENTIONS
     }
     test = segments_of_split(first["can"])[2]
+    num_channels = first["can"].config.network.conv_channels[-1]
     rows = three_samples(test)
     owners = [first["can"].split.test[int(test.owners[row])] for row in rows]
     columns = [[test.windows[row, 0].float().numpy() for row in rows]]
@@ -139,8 +146,11 @@ def _fig7(trainings: Sequence[Training], plan: Plan, output: Path) -> tuple[Figu
     path = output / "fig7.png"
     figures.draw_maps(path, samples, ["MFCC", *_ATTENTIONS.values()])
     caption = (
-        "Fig. 7: MFCCs of three test segments, a triplet of the first fold, and what attention "
-        "leaves of the last convolution's map (|F2|, 64 channels), each on its own scale."
+        f"Fig. 7: three test segments of fold {first['can'].split.fold}, protocol "
+        f"{plan.protocols[0]!r}, under three networks of Table 3: normalised MFCCs (blue below 0, "
+        "red above) and what attention leaves of the last convolution's map, |F2|, "
+        f"{num_channels} channels (black is 0). Each panel has its own scale, and channels of one "
+        "network are not those of another."
     )
     return Figure(caption=caption, path=path, alt="feature maps of three samples"), shares
 
@@ -163,6 +173,7 @@ def _fig8(
                 found.append(embed(cell, project=index == 0))
                 advance(1.0)
         panels[title] = (found[0].points, found[0].labels)
+        num_drawn = len(found[0].labels)
         numbers[name] = {
             "silhouette": round(float(np.nanmean([one.silhouette for one in found])), 3),
             "neighbours": round(float(np.mean([one.neighbours for one in found])), 3),
@@ -171,10 +182,9 @@ def _fig8(
     path = output / f"fig8-{protocol}.png"
     figures.draw_embeddings(path, panels)
     caption = (
-        f"Fig. 8, protocol {protocol!r}: test utterances of the first fold, their embeddings "
-        "projected by "
-        f"t-SNE (seed 0); {', '.join(LABELS)}. Distances between clusters mean nothing in such a "
-        "picture: "
-        "the table has the numbers."
+        f"Fig. 8, protocol {protocol!r}: the {num_drawn} test utterances of fold "
+        f"{cells[0].split.fold}, seed {seed}, under the two networks of Table 4: embeddings "
+        "projected by t-SNE (its seed 0; axes have no unit). Distances between clusters mean "
+        "nothing in such a picture: the table below has numbers."
     )
     return Figure(caption=caption, path=path, alt="t-SNE of embeddings"), numbers

@@ -68,7 +68,7 @@ def collect(
 
 
 def describe_data(utterances: Sequence[Utterance]) -> dict[str, Any]:
-    """Count each corpus's utterances, speakers, hours and labels."""
+    """Count each corpus's utterances, speakers, hours, labels and sentences (0: not known)."""
     described = {}
     for corpus in sorted({item.corpus for item in utterances}):
         members = [item for item in utterances if item.corpus == corpus]
@@ -77,6 +77,7 @@ def describe_data(utterances: Sequence[Utterance]) -> dict[str, Any]:
             "speakers": len({item.speaker_id for item in members}),
             "hours": round(sum(item.duration_s for item in members) / 3600, 2),
             "labels": {label: sum(item.label == label for item in members) for label in LABELS},
+            "sentences": len({item.sentence for item in members} - {""}),
         }
     return described
 

@@ -72,7 +72,7 @@ class ExotelDialect(MediaStream):
         rate = start.media_format.sample_rate or _number_of(asked) or 8000
         if asked is not None and asked != str(rate):
             raise PeerError(
-                f'sample-rate={asked[:40]} in the URL but {rate} Hz in "start": expected the same',
+                f'sample-rate={asked[:40]!r} in the URL but {rate} Hz in "start": expected one',
                 code="bad_audio",
             )
         is_mulaw = name in _MULAW

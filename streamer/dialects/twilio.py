@@ -134,8 +134,9 @@ def _signed_urls(handshake: Handshake) -> Iterator[str]:
     hosts = [host, f"{host}:443"]
     if port.isdigit():
         hosts = [host, name]
-    query = f"?{urlencode(handshake.query)}" if handshake.query else ""
-    path = handshake.path.rstrip("/")
+    asked = f"?{urlencode(handshake.query)}" if handshake.query else ""
+    path, mark, query = (handshake.target or handshake.path + asked).partition("?")
+    path, query = path.rstrip("/"), mark + query
     for at in hosts:
         yield f"wss://{at}{path}{query}"
         yield f"wss://{at}{path}/{query}"

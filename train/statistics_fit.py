@@ -1,0 +1,122 @@
+"""How networks of statistics are trained: on statistics that are taken once, in seconds an epoch.
+
+Apart from the CANs, because they want other things: many more steps, a larger mixup, and mixtures
+of statistics. Statistics of a mixture of windows are those of no voice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from train.config import FitConfig
+from train.dataset import NormalizedClip
+from train.material import Material
+from train.objective import objective
+from train.statistics_network import StatisticsNetworks
+from train.truth import mix
+
+_WINDOWS_PER_CLIP = 3
+"""Of each copy of a clip, evenly over the windows that a turn's answer comes from."""
+_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Statistics of n windows, (n, num_inputs); whose they are, (n,); how often drawn, (n,)."""
+
+    statistics: Tensor
+    owners: NDArray[np.intp]
+    probabilities: NDArray[np.float64]
+
+
+def fit_statistics(networks: StatisticsNetworks, material: Material, config: FitConfig) -> None:
+    """Train every member of ``networks``, which then stay as they are; the same for a seed."""
+    sample = _sample(networks, material, config)
+    _set_scale(networks, sample)
+    with torch.no_grad():
+        inputs = networks.input_norm.eval()(sample.statistics).clamp(-5.0, 5.0)
+    for number in range(len(networks.members)):
+        _fit_member(networks, number, inputs, sample, material, config)
+    networks.requires_grad_(requires_grad=False)
+
+
+def _sample(networks: StatisticsNetworks, material: Material, config: FitConfig) -> Sample:
+    """Take statistics of cold windows in all conditions; noise alone is drawn by its own share."""
+    parts, owners, probabilities = [], [], []
+    for condition, share in config.shares.items():
+        clips = material.train[condition, "cold"][: material.num_speech]
+        statistics, rows = _statistics_of(networks, clips, config)
+        parts.append(statistics)
+        owners.append(rows)
+        probabilities.append(share / np.bincount(rows, minlength=len(clips))[rows] / len(clips))
+    noises = material.train["clean", "cold"][material.num_speech :]
+    if noises and config.noise_alone:
+        statistics, rows = _statistics_of(networks, noises, config)
+        parts.append(statistics)
+        owners.append(rows + material.num_speech)
+        probabilities.append(np.full(len(rows), config.noise_alone / len(rows)))
+    chances = np.concatenate(probabilities)
+    return Sample(torch.cat(parts), np.concatenate(owners), chances / chances.sum())
+
+
+@torch.no_grad()
+def _statistics_of(
+    networks: StatisticsNetworks, clips: Sequence[NormalizedClip], config: FitConfig
+) -> tuple[Tensor, NDArray[np.intp]]:
+    windows, owners, found = [], [], []
+    for owner, clip in enumerate(clips):
+        count = min(_WINDOWS_PER_CLIP, len(clip.answers))
+        for place in np.linspace(0, len(clip.answers) - 1, count).round().astype(int):
+            windows.append(clip.window(int(clip.answers[place]), config.window.num_frames))
+            owners.append(owner)
+        if len(windows) >= _CHUNK or owner + 1 == len(clips):
+            found.append(networks.statistics(torch.from_numpy(np.stack(windows))))
+            windows = []
+    return torch.cat(found), np.array(owners)
+
+
+def _set_scale(networks: StatisticsNetworks, sample: Sample) -> None:
+    """Let every statistic have mean 0 and deviation 1 over what is drawn."""
+    weights = torch.from_numpy(sample.probabilities).float()[:, None]
+    mean = (sample.statistics * weights).sum(0)
+    networks.input_norm.running_mean = mean
+    networks.input_norm.running_var = ((sample.statistics - mean).square() * weights).sum(0)
+
+
+def _fit_member(
+    networks: StatisticsNetworks,
+    number: int,
+    inputs: Tensor,
+    sample: Sample,
+    material: Material,
+    config: FitConfig,
+) -> None:
+    settings = config.statistics
+    rng = np.random.default_rng([config.seed, number])
+    torch.manual_seed(config.seed * 100003 + number)
+    num_steps = math.ceil(settings.draws_per_clip * material.num_speech / settings.batch_size)
+    member = networks.members[number].train()
+    optimizer = torch.optim.AdamW(
+        member.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=settings.epochs * num_steps, pct_start=0.2
+    )
+    attention = inputs.new_zeros(settings.batch_size, 1)
+    for _ in range(settings.epochs * num_steps):
+        rows = rng.choice(len(inputs), settings.batch_size, p=sample.probabilities)
+        batch, truth = inputs[torch.from_numpy(rows)], material.truth.of(sample.owners[rows])
+        if settings.mixup:
+            batch, truth = mix(batch, truth, settings.mixup)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(objective(member(batch, attention), truth, config)[0])
+        optimizer.step()
+        scheduler.step()
+    member.eval()
