@@ -47,6 +47,8 @@ _log = logging.getLogger(__name__)
 
 _LAST_POSTS_S = 2.0
 """What webhooks have at the end, however long the calls took."""
+_FAREWELL_S = (1.0, 4.0)
+"""What closes have at least, however long calls took, and at most: after 5 s uvicorn gives up."""
 
 
 class Service:
@@ -335,7 +337,12 @@ class ServerProcess(BoundedServer):
             _log.info("reloaded")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop accepting, end the calls, then the rest."""
+        """Stop accepting, end the calls, then the rest.
+
+        A peer that does not read its last events, or does not answer the close, is dropped.
+        """
+        loop = asyncio.get_running_loop()
+        drained_at_s = loop.time() + self.service.config.drain_timeout_s
         for server in self.servers:
             server.close()
         if await self.service.drain(self.service.config.drain_timeout_s):
@@ -345,7 +352,10 @@ class ServerProcess(BoundedServer):
             self._watching.cancel()
         if self._loading is not None:
             await self._loading
+        rest_s = min(max(drained_at_s - loop.time(), _FAREWELL_S[0]), _FAREWELL_S[1])
+        dropping = loop.call_later(rest_s, self.abort_connections)
         await super().shutdown(sockets)
+        dropping.cancel()
         _log.info("stopped")
 
     async def _make_ready(self) -> None:

@@ -46,6 +46,14 @@ def test_one_epoch_of_everybody(
     assert "epoch  1" in told.err and "best.pt" in told.err
 
 
+def test_one_fold_alone_says_that_it_is_not_trained_again(
+    training: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["fit", *training, "--set", "epochs=1", "-o", str(tmp_path)]
+    assert main([*arguments, "--fold", "0", "--set", "refit=true"]) == 0
+    assert "trains a second time, on validation speakers too" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("command", [["fit", "--fold", "0"], ["folds"]])
 def test_utterances_without_speech_are_told(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], command: list[str]

@@ -164,6 +164,9 @@ def _fit(options: argparse.Namespace, console: Console) -> None:
         )
     kept = folder / "best.pt"
     console.print(f"done: {kept}", markup=False, highlight=False)
+    if config.refit and not options.all:
+        note = f"{config.name} trains a second time, on validation speakers too: `folds` does both"
+        console.print(note, markup=False, highlight=False)
 
 
 def _folds(options: argparse.Namespace, console: Console) -> None:

@@ -1,0 +1,130 @@
+"""How networks of statistics are trained: on what is drawn, the same for a seed, and they learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from streamer.features import FeatureConfig
+from tests.made_up_corpus import TINY, make_corpus
+from train.config import FitConfig, StatisticsFitConfig
+from train.loop import fit
+from train.material import Material, prepare
+from train.splits import Split, speaker_folds
+from train.statistics_fit import fit_statistics
+from train.statistics_network import StatisticsNetworks
+
+CONFIG: FitConfig = replace(
+    TINY,
+    epochs=1,
+    telephone=0.25,
+    network=replace(TINY.network, num_rows=28, statistics_members=2, statistics_width=16),
+    features=FeatureConfig(num_pitch=2),
+    statistics=StatisticsFitConfig(epochs=30, batch_size=16, learning_rate=1e-2),
+)
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    return speaker_folds(make_corpus(tmp_path_factory.mktemp("corpus")))[0]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def material(split: Split, cache: Path) -> Material:
+    return prepare(split, CONFIG, cache)
+
+
+def begin(material: Material) -> StatisticsNetworks:
+    torch.manual_seed(0)
+    mean, deviation = torch.from_numpy(material.mean), torch.from_numpy(material.deviation)
+    return StatisticsNetworks(CONFIG.network, mean, deviation)
+
+
+@pytest.fixture(scope="module")
+def fitted(material: Material) -> StatisticsNetworks:
+    networks = begin(material)
+    fit_statistics(networks, material, CONFIG)
+    return networks.eval()
+
+
+def test_they_learn_what_they_are_told(fitted: StatisticsNetworks, material: Material) -> None:
+    clips = material.train["clean", "cold"]
+    windows = [clip.window(int(clip.answers[-1]), CONFIG.window.num_frames) for clip in clips]
+    labels = np.array([clip.label for clip in clips])
+    with torch.inference_mode():
+        outputs = fitted(torch.from_numpy(np.stack(windows)))
+    for output in outputs:
+        assert (output.logits.argmax(1).numpy() == labels).mean() > 0.8, "a label is a level"
+
+
+def test_statistics_have_one_scale_over_what_is_drawn(
+    fitted: StatisticsNetworks, material: Material
+) -> None:
+    expected_mean, expected_square, total = 0.0, 0.0, 0.0
+    for condition, share in (("clean", 0.75), ("telephone", 0.25)):
+        clips = material.train[condition, "cold"]
+        for clip in clips:
+            count = min(3, len(clip.answers))
+            for place in np.linspace(0, len(clip.answers) - 1, count).round().astype(int):
+                window = clip.window(int(clip.answers[place]), CONFIG.window.num_frames)
+                found = fitted.statistics(torch.from_numpy(window[None]))[0].double().numpy()
+                weight = share / count / len(clips)
+                expected_mean += weight * found
+                expected_square += weight * found**2
+                total += weight
+    assert total == pytest.approx(1.0)
+    norm = fitted.input_norm
+    assert norm.running_mean is not None and norm.running_var is not None
+    np.testing.assert_allclose(norm.running_mean.numpy(), expected_mean, rtol=1e-3, atol=1e-3)
+    variance = expected_square - expected_mean**2
+    np.testing.assert_allclose(norm.running_var.numpy(), variance, rtol=2e-2, atol=1e-2)
+
+
+def test_a_seed_decides_and_members_differ(fitted: StatisticsNetworks, material: Material) -> None:
+    again = begin(material)
+    fit_statistics(again, material, CONFIG)
+    for key, value in fitted.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    one, other = (member.state_dict()["classifier.weight"] for member in fitted.members)
+    assert not torch.equal(one, other)
+
+
+def test_cans_are_trained_beside_as_if_alone(split: Split, cache: Path, tmp_path: Path) -> None:
+    alone = replace(CONFIG, network=replace(CONFIG.network, statistics_members=0))
+    fit(split, CONFIG, tmp_path / "committee", cache)
+    fit(split, alone, tmp_path / "alone", cache)
+    committee, can = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]
+        for name in ("committee", "alone")
+    )
+    assert any(key.startswith("statistics.members.1.") for key in committee)
+    for key, value in can.items():
+        assert torch.equal(committee[f"members.0.{key}"], value), key
+
+
+def test_a_resumed_training_keeps_the_statistics_networks(
+    split: Split, cache: Path, tmp_path: Path
+) -> None:
+    def model(name: str) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = torch.load(tmp_path / name, weights_only=True)["model"]
+        return found
+
+    fit(split, replace(CONFIG, epochs=2), tmp_path / "whole", cache)
+    with pytest.raises(KeyboardInterrupt):
+        fit(split, replace(CONFIG, epochs=2), tmp_path / "cut", cache, report=_interrupt)
+    fit(split, replace(CONFIG, epochs=2), tmp_path / "cut", cache)
+    whole, cut = model("whole/last.pt"), model("cut/last.pt")
+    assert all(torch.equal(cut[key], value) for key, value in whole.items())
+
+
+def _interrupt(line: object) -> None:
+    raise KeyboardInterrupt
