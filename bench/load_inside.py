@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 
-PASSING = ("Connection", "LiveCall", "Call", "Session", "BoundedWebSocket")
+PASSING = ("Connection", "LiveCall", "Call", "Session", "BoundedHttp", "BoundedWebSocket")
 """What is there for as long as a call or a connection, and no longer."""
 
 _unix_s = time.time

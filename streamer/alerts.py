@@ -113,7 +113,7 @@ def parse_rule(source: str | Mapping[str, object]) -> AlertRule:
     """
     fields = _fields_of(source) if isinstance(source, str) else dict(source)
     name = fields.get("name")
-    what = f"alert {name}" if isinstance(name, str) else "an alert"
+    what = f"alert {name}" if isinstance(name, str) and name.isprintable() else "an alert"
     unknown = sorted(str(key) for key in fields if key not in _KEYS)
     missing = sorted(key for key in _NEEDED if key not in fields)
     if unknown:

@@ -38,7 +38,10 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class ChannelView(Struct, frozen=True, kw_only=True):
-    """One channel of a call: its newest label, or once the call has ended its longest."""
+    """One channel of a call: its newest label, or once the call has ended its longest.
+
+    ``label`` may be ``uncertain``; it is null where no turn was scored.
+    """
 
     channel: int
     role: str

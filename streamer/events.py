@@ -210,7 +210,7 @@ def decode_event(line: bytes | str) -> Event:
     """
     try:
         return _decoder.decode(line)
-    except UnicodeDecodeError as error:  # what msgspec says of bytes inside a string
+    except UnicodeError as error:  # what msgspec says of bytes inside a string, or a lone surrogate
         raise msgspec.DecodeError(f"not UTF-8: {error}") from error
     except RecursionError as error:
         raise msgspec.DecodeError(f"too many brackets: {error}") from error

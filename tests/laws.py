@@ -8,7 +8,7 @@ import itertools
 import random
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,10 @@ def happenings(config: FrontEndConfig, chunks: list[Samples]) -> list[Happening]
     return found + front_end.flush()
 
 
-def skip_where(call: Call, skipped: set[int], reason: SkipReason = "overload") -> Iterator[Event]:
-    """Hear a call of its one channel, with the windows of these numbers skipped."""
+def skip_where(
+    call: Call, skipped: set[int], reason: SkipReason = "overload", sizes: Sequence[int] = ()
+) -> Iterator[Event]:
+    """Hear a call of its one channel, cut like this, with the windows of these numbers skipped."""
 
     def answer(call: Call, window: Window) -> None:
         if window.number in skipped:
@@ -105,7 +107,8 @@ def skip_where(call: Call, skipped: set[int], reason: SkipReason = "overload") -
             call.receive_scores(window, fake_logits(window.features))
 
     data = encode_audio([conversation(SAMPLE_RATE)[0]], AudioFormat())
-    yield from hear(call, [data], answer=answer)
+    chunks = cut_in_turn(data, list(sizes)) if sizes else [data]
+    yield from hear(call, chunks, answer=answer)
 
 
 def size_of(item: object, seen: set[int] | None = None) -> int:

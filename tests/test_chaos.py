@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from streamer.errors import ModelError
 from streamer.events import Emotion, Error, Event, Gap, Lag, Ready, Speech, Summary, Turn
 from streamer.model import Model, shipped_models
 from tests.models import tiny_model
+from tests.scorers import FakeScorer, make_card
+from tests.serving import DEADLINE_S, serving
 
 DAY = ChaosConfig(
     calls=52,
@@ -53,6 +58,38 @@ def test_a_day_of_faults(capfd: pytest.CaptureFixture[str]) -> None:
     assert sum(found["answers_to_broken_handshakes"].values()) == DAY.handshakes * DAY.storms
     assert sum(found["closes_after_broken_frames"].values()) == DAY.frames * DAY.storms
     assert f"{found['rss_slope_mib_per_storm']:+.2f} MiB a storm, " in capfd.readouterr().out
+
+
+def test_a_flood_of_connections_is_taken_in_few_turns() -> None:
+    """Else whoever comes after it waits for as many turns as there are connections before."""
+    num_peers, num_turns = 64, 0
+    with serving(FakeScorer(make_card())) as running, ExitStack() as peers:
+        process = running.process
+        assert process is not None
+        loop = process.servers[0].get_loop()
+        is_blocked, may_go_on, is_over = (threading.Event() for _ in range(3))
+
+        def block() -> None:
+            is_blocked.set()
+            assert may_go_on.wait(DEADLINE_S)
+            turn()
+
+        def turn() -> None:
+            nonlocal num_turns
+            num_turns += 1
+            if len(process.server_state.connections) < num_peers:
+                loop.call_soon(turn)
+            else:
+                is_over.set()
+
+        loop.call_soon_threadsafe(block)
+        assert is_blocked.wait(DEADLINE_S)
+        for _ in range(num_peers):
+            address = "127.0.0.1", running.port
+            peers.enter_context(socket.create_connection(address, DEADLINE_S))
+        may_go_on.set()
+        assert is_over.wait(DEADLINE_S)
+    assert num_turns < num_peers / 4, num_turns
 
 
 # That a fault would be told

@@ -329,6 +329,7 @@ TARGETS = {
         allowed=(PeerError,),
         inputs=st.tuples(st.sampled_from(PATHS), _QUERIES, _headers()),
         feed=_handshake,
+        found=tuple((path, (("encoding", "\ud800"),), ()) for path in PATHS),
     ),
     "server's file": Target(
         allowed=(ConfigError,),
@@ -346,7 +347,7 @@ TARGETS = {
         allowed=(ConfigError,),
         inputs=texts([RULE]) | _TABLES,
         feed=lambda rule, _: iter([lambda: parse_rule(rule)]),
-        found=tuple({**_RULE, key: 16**5000} for key in _RULE),
+        found=(*({**_RULE, key: 16**5000} for key in _RULE), 'name="\ud800" label=angry'),
     ),
     "event": Target(
         allowed=(msgspec.DecodeError,),
@@ -354,7 +355,7 @@ TARGETS = {
             lambda text: st.just(text) | as_bytes(text)
         ),
         feed=lambda line, _: iter([lambda: decode_event(line)]),
-        found=('{"a":' * 3000,),
+        found=('{"a":' * 3000, "\ud800"),
     ),
     "card": Target(
         allowed=(CardError,),

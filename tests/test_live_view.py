@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 from rich.console import ConsoleDimensions
 
 from streamer.live_view import REFRESH_S, LiveView
@@ -61,3 +62,16 @@ def test_a_terminal_whose_size_changes_is_drawn_anew() -> None:
         assert "12.25-15.10 s customer turn angry" in console.export_text()
         assert "call.wav" in after
     view.close()
+
+
+def test_an_uncertain_turn_looks_like_no_emotion() -> None:
+    console = terminal()
+    view = LiveView(console, clock=Clock())
+    view.begin("call.wav", 27.3)
+    view.show(ready("customer", "agent"))
+    for label in ("uncertain", "angry"):
+        view.show(replace(TURN, label=label))
+    view.close()
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "turn \x1b[1;90muncertain" in written, "grey"
+    assert "turn \x1b[1;31mangry" in written, "red"

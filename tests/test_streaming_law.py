@@ -323,11 +323,12 @@ def test_gaps_do_not_pile_up() -> None:
 
 
 @settings(max_examples=30)
-@given(st.sets(st.integers(0, 9)), st.sampled_from(["overload", "widened"]))
+@given(st.sets(st.integers(0, 9)), st.sampled_from(["overload", "widened"]), chunk_sizes())
 def test_whatever_is_skipped_is_told_and_no_turn_is_lost(
-    skipped: set[int], reason: SkipReason
+    skipped: set[int], reason: SkipReason, sizes: list[int]
 ) -> None:
     events = list(skip_where(Call(CARD, CallConfig()), skipped, reason))
+    assert_same_events(list(skip_where(Call(CARD, CallConfig()), skipped, reason, sizes)), events)
     full = list(skip_where(Call(CARD, CallConfig()), set()))
     num_windows = len(of_type(full, Emotion))
     assert num_windows == 9

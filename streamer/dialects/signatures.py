@@ -239,7 +239,7 @@ def _target(handshake: Handshake) -> str:
     """Return the path and query as they were sent, or what can be told of them by their parts."""
     if handshake.target:
         return handshake.target
-    query = urlencode(handshake.query, quote_via=quote)
+    query = urlencode(handshake.query, quote_via=quote, errors="replace")
     return quote(handshake.path, safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
 
 

@@ -134,7 +134,7 @@ def _signed_urls(handshake: Handshake) -> Iterator[str]:
     hosts = [host, f"{host}:443"]
     if port.isdigit():
         hosts = [host, name]
-    asked = f"?{urlencode(handshake.query)}" if handshake.query else ""
+    asked = f"?{urlencode(handshake.query, errors='replace')}" if handshake.query else ""
     path, mark, query = (handshake.target or handshake.path + asked).partition("?")
     path, query = path.rstrip("/"), mark + query
     for at in hosts:
