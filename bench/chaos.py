@@ -370,7 +370,9 @@ def live_through(config: ChaosConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     default = ChaosConfig()
     for name, value in asdict(default).items():
         if isinstance(value, int | float):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from bench.load_faults import spoil_model
 from bench.load_peers import NATIVE_PATH, TWILIO_PATH
 from bench.load_speech import FLOATS, FORMATS, conversation, encoded, undisturbed
 from streamer.batching import Batcher
+from streamer.call import Call, CallConfig
+from streamer.drivers import converse
 from streamer.errors import ModelError
 from streamer.events import Emotion, Error, Event, Gap, Lag, Ready, Speech, Summary, Turn
 from streamer.model import Model, shipped_models
+from streamer.pressure import WIDENED, Pressure
 from tests.models import tiny_model
 from tests.scorers import FakeScorer, make_card
 from tests.serving import DEADLINE_S, serving
@@ -186,6 +190,25 @@ def test_an_overloaded_call_must_have_all_else(said: Said) -> None:
     ):
         with pytest.raises(AssertionError):
             ended(said, damaged).check()
+
+
+def test_a_call_that_is_thinned_out_passes(said: Said) -> None:
+    pressure = Pressure()
+    pressure.level = WIDENED  # and nobody updates it
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(said.data), 160):
+            yield said.data[start : start + 160]
+
+    async def hear() -> list[Event]:
+        with Batcher(Model.load(None, provider="cpu"), num_workers=1) as scorer:
+            call = Call(scorer.card, CallConfig(audio=said.audio))
+            return [event async for event in converse(call, chunks(), scorer, pressure=pressure)]
+
+    caller = ended(said, asyncio.run(hear()))
+    assert caller.is_overloaded
+    caller.check()
+    assert caller.num_dropped > 3
 
 
 def resumed(said: Said, gap_s: tuple[float, float], num_before: int) -> Caller:
