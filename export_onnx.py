@@ -50,6 +50,8 @@ TOLERANCE = 1e-4
 NUM_WINDOWS = 16
 NUM_GOLDEN = 2
 MAX_BYTES = 2_000_000
+_LARGE = 4_096
+"""Values from which on a weight is worth the node that casts it."""
 OPSET = 17  # ONNX Runtime 1.20 knows up to 21; nothing in the network is newer than this
 
 # Language and licence of the corpora that we know, all of them acted; your own are for you to say.
@@ -229,7 +231,31 @@ def to_onnx(network: Network, path: Path) -> None:
         proto.graph.node.remove(node)
     for name, value in missing.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
+    _halve(proto)
     onnx.save(proto, path)
+
+
+def _halve(proto: onnx.ModelProto) -> None:
+    """Store large weights that are float16's numbers as such, and cast them: nothing is lost.
+
+    ONNX Runtime casts them once, when it loads the file.
+    """
+    graph = proto.graph
+    for place, item in enumerate(graph.initializer):
+        value = onnx.numpy_helper.to_array(item)
+        half = value.astype(np.float16)
+        if value.dtype != np.float32 or value.size < _LARGE or not np.array_equal(half, value):
+            continue
+        cast_name = f"{item.name}.float32"
+        for node in graph.node:
+            for index, name in enumerate(node.input):
+                if name == item.name:
+                    node.input[index] = cast_name
+        graph.initializer[place].CopyFrom(onnx.numpy_helper.from_array(half, item.name))
+        cast = onnx.helper.make_node(
+            "Cast", [item.name], [cast_name], name=cast_name, to=onnx.TensorProto.FLOAT
+        )
+        graph.node.insert(0, cast)
 
 
 def _weights(network: Network) -> dict[str, torch.Tensor]:
@@ -262,7 +288,7 @@ def load_weights(network: Network, path: Path) -> None:
             f"{path} lacks {', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''}: "
             "expected every weight of its card's network by name, as export_onnx.py writes them"
         )
-    read = {name: torch.from_numpy(stored[name].copy()) for name in wanted}
+    read = {name: torch.from_numpy(stored[name].astype(np.float32)) for name in wanted}
     network.load_state_dict({**network.state_dict(), **read})
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from export_onnx import export, make_card, real_windows
+from export_onnx import export, load_weights, make_card, real_windows, to_onnx
 from streamer.errors import ConfigError
 from streamer.features import FeatureConfig
 from streamer.model import Model
@@ -155,3 +155,20 @@ def test_what_is_served_is_the_committee(
     expected = (sum(kinds) / len(kinds)).numpy()  # type: ignore[union-attr]
     found = np.exp(model.score(batch).logits)
     np.testing.assert_allclose(found, expected, atol=1e-4)  # the promise of the export
+
+
+def test_rounded_weights_take_half_the_room_and_come_back(tmp_path: Path) -> None:
+    network = committee(1, 2)
+    statistics = network.statistics
+    assert statistics is not None
+    to_onnx(network, tmp_path / "whole.onnx")
+    statistics.round_weights()
+    to_onnx(network, tmp_path / "rounded.onnx")
+    saved = (tmp_path / "whole.onnx").stat().st_size - (tmp_path / "rounded.onnx").stat().st_size
+    assert saved == pytest.approx(2 * 2 * 16 * statistics.num_inputs, abs=1000)
+    again = committee(1, 2)
+    for weight in again.parameters():
+        torch.nn.init.zeros_(weight)
+    load_weights(again, tmp_path / "rounded.onnx")
+    for key, value in network.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key

@@ -98,6 +98,12 @@ def test_a_seed_decides_and_members_differ(fitted: StatisticsNetworks, material:
     assert not torch.equal(one, other)
 
 
+def test_the_largest_weights_are_numbers_of_float16(fitted: StatisticsNetworks) -> None:
+    for number in range(len(fitted.members)):
+        weight = fitted.state_dict()[f"members.{number}.hidden.1.weight"]
+        assert weight.abs().max() > 0 and torch.equal(weight.half().float(), weight)
+
+
 def test_cans_are_trained_beside_as_if_alone(split: Split, cache: Path, tmp_path: Path) -> None:
     alone = replace(CONFIG, network=replace(CONFIG.network, statistics_members=0))
     fit(split, CONFIG, tmp_path / "committee", cache)

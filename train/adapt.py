@@ -27,7 +27,7 @@ from streamer.errors import ConfigError, ModelError
 from streamer.frontend import FrontEnd, FrontEndConfig, WindowCut
 from streamer.model import Model
 from train.checkpoint import Checkpoint, load_checkpoint
-from train.committee import build_can
+from train.committee import Committee, build_can
 from train.conditions import condition_samples
 from train.config import config_from_dict
 from train.corpora import LABELS, CorpusError, Utterance
@@ -298,6 +298,8 @@ def fine_tune(
         optimizer.step()
         schedule.step()
         advance(1)
+    if isinstance(network, Committee) and network.statistics is not None:
+        network.statistics.round_weights()
     network.eval()
 
 

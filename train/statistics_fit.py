@@ -44,6 +44,7 @@ def fit_statistics(networks: StatisticsNetworks, material: Material, config: Fit
         inputs = networks.input_norm.eval()(sample.statistics).clamp(-5.0, 5.0)
     for number in range(len(networks.members)):
         _fit_member(networks, number, inputs, sample, material, config)
+    networks.round_weights()
     networks.requires_grad_(requires_grad=False)
 
 

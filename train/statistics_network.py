@@ -76,6 +76,13 @@ class StatisticsNetworks(nn.Module):
         attention = attention + torch.zeros_like(statistics[:, :1])
         return [member(statistics, attention) for member in self.members]
 
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Make the largest weights float16's numbers: a model file then holds them in half."""
+        for member in self.members:
+            weight = member.hidden[1].weight  # type: ignore[union-attr, index]
+            weight.copy_(weight.half().float())
+
     def statistics(self, x: Tensor) -> Tensor:
         """(n, 3, num_rows, T) -> (n, num_inputs): of each row, then of the pitch alone."""
         voicing = x[:, 0, self.config.num_ceps + _VOICING_ROW]  # (n, T)
