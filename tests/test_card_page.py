@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from export_onnx import make_card
 from streamer.card import Card, encode_card
@@ -59,7 +60,12 @@ def test_the_page_tells_what_the_card_holds() -> None:
     assert "`uncertain` where the highest smoothed score is below 0.450" in page
     assert "This network was trained on all speakers, so nobody is left" in page
     assert "this one kept its last" in page
+    assert ", seed 1: Adam at " in page
     assert "this network is fold 2's" in card_page(shipped(fold=2))
+    training = {**card.training, "config": {**card.training["config"], "refit": True}}
+    training["config"]["optimizer"] = "adamw"
+    other = card_page(structs.replace(card, training=training))
+    assert "all kept their last epoch" in other and ": AdamW at " in other
     for line in page.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")

@@ -182,10 +182,15 @@ def _whose_results(results: Results, card: Card) -> str:
     )
     if card.training["fold"] is not None:
         return f"{whose}; this network is fold {card.training['fold']}'s."
-    return (
-        f"{whose}. This network was trained on all speakers, so nobody is left to test it on. Each "
-        "fold kept the epoch that was best on its validation speakers; this one kept its last."
+    all_speakers = "This network was trained on all speakers, so nobody is left to test it on."
+    kept = (
+        "Each fold's was trained on its validation speakers, too, after another had told the "
+        "temperatures; all kept their last epoch."
+        if card.training["config"].get("refit")
+        else "Each fold kept the epoch that was best on its validation speakers; this one kept its "
+        "last."
     )
+    return f"{whose}. {all_speakers} {kept}"
 
 
 def _folds(results: Results) -> str:
@@ -230,9 +235,10 @@ def _calibration(card: Card, results: Results | None) -> str:
 def _training(card: Card) -> str:
     config = card.training["config"]
     loss = config["loss"]
+    optimizer = "AdamW" if config.get("optimizer") == "adamw" else "Adam"
     return (
         f"Configuration `{config['name']}`, epoch {card.training['epoch'] + 1} of "
-        f"{config['epochs']}, seed {config['seed']}: Adam at {config['learning_rate']:g} "
+        f"{config['epochs']}, seed {config['seed']}: {optimizer} at {config['learning_rate']:g} "
         f"({config['schedule']}), weight decay {config['weight_decay']:g}, batches of "
         f"{config['batch_size']}, {loss['alpha']:g} triplet loss of margin {loss['margin']:g} "
         f"({loss['mining']}) and {1 - loss['alpha']:g} cross-entropy, {config['precision']}. The "
