@@ -34,7 +34,8 @@ _MAX_OUT_OF_FILES = 2
 """The same for a call that can wait, while others do."""
 _BUSY_S = 0.1
 """Waits for a score from which on files leave the scorer to live calls."""
-_SLICE_S = 0.25
+SLICE_S = 0.25
+"""Audio that is fed at once, at most."""
 _log = logging.getLogger(__name__)
 
 
@@ -336,7 +337,7 @@ def _slices(chunk: CallInput, config: CallConfig) -> Iterator[_Piece]:
     channel, data = chunk if isinstance(chunk, TrackChunk) else (0, chunk)
     audio = config.audio
     width = audio.bytes_per_block // (audio.channels if config.as_tracks else 1)
-    length = round(_SLICE_S * audio.sample_rate) * width
+    length = round(SLICE_S * audio.sample_rate) * width
     view = memoryview(data)
     for start in range(0, len(view) or 1, length):  # an empty one too: it lets events out
         yield channel, view[start : start + length]

@@ -20,7 +20,7 @@ from streamer.event_log import EventLog
 from streamer.events import Event, Summary
 from streamer.live_call import LiveCall
 from streamer.logs import write
-from streamer.pressure import FULL, Pressure, PressureConfig
+from streamer.pressure import Pressure, PressureConfig
 from streamer.records import (
     CallEvent,
     CallObserver,
@@ -106,10 +106,8 @@ class Hub:
         if self.num_calls >= self.config.max_calls and not self._parked():
             limit = self.config.max_calls
             return "busy", f"no room for a call, the limit is {limit}: try again in {RETRY_S} s"
-        if self.pressure.level >= FULL:
-            wait_s = self.pressure.wait_s
-            sentence = f"scoring is behind by {wait_s:.1f} s: try again in {RETRY_S} s"
-            return "overloaded", sentence
+        if self.pressure.complaint:
+            return "overloaded", f"{self.pressure.complaint}: try again in {RETRY_S} s"
         return None
 
     def begin(
@@ -366,6 +364,7 @@ class Hub:
             self._calls.pop(live.record.session, None)
         if not self.num_calls:
             self._is_empty.set()
+            self.pressure.rest()
             if self._ticker is not None:
                 self._ticker.cancel()
                 self._ticker = None
@@ -385,6 +384,7 @@ class Hub:
             due_s = loop.time() + _TICK_S
             await asyncio.sleep(_TICK_S)
             self.pressure.loop_lagged(loop.time() - due_s)
+            self.pressure.audio_waits(live.behind_s for live in self._calls.values())
             before, level = self.pressure.level, self.pressure.update(loop.time())
             if level != before:
                 wait_s = round(self.pressure.wait_s, 2)

@@ -12,11 +12,11 @@ from typing import Protocol, cast
 from streamer.batching import Scorer
 from streamer.call import Call, CallInput, Lost, TrackChunk
 from streamer.dialects import CloseCode, PeerError
-from streamer.drivers import converse
+from streamer.drivers import SLICE_S, converse
 from streamer.errors import AudioError
 from streamer.event_log import EventLog
 from streamer.events import Emotion, Error, Event, Turn
-from streamer.pressure import Pressure
+from streamer.pressure import Lateness, Pressure
 from streamer.records import CallRecord, CallSnapshot
 
 _log = logging.getLogger("streamer.server")
@@ -29,6 +29,10 @@ _PACED_S = 0.5
 """How far live audio may be ahead of the clock; a file soon is by more."""
 _DRIFT = 1.01
 """A sound card's clock is not ours."""
+_CREDIT_S = 10.0
+"""How far live audio may be behind the clock, and still catch up without being taken for a file."""
+_PAUSE_S = 1.0
+"""A peer that sends nothing for so long has paused: what comes then is not late."""
 
 
 class Listener(Protocol):
@@ -103,6 +107,7 @@ class LiveCall:
         self._bytes_per_s = self._block * audio.sample_rate
         self._num_bytes = self._num_bytes_twice = 0
         self._lead_s, self._paced_at_s = 0.0, self._loop.time()
+        self._lateness, self._fed_at_s = Lateness(), self._loop.time()
         self._emotions: dict[int, Emotion] = {}
         self._turns: dict[int, Turn] = {}
 
@@ -123,6 +128,14 @@ class LiveCall:
     def is_paced(self) -> bool:
         """Whether its audio comes as it is spoken; else it can wait."""
         return self._lead_s < _PACED_S
+
+    @property
+    def behind_s(self) -> float | None:
+        """How long its audio waits to be heard; None where nobody waits: a file, a silent peer."""
+        is_live = self.is_paced and self._listener is not None and not self._is_ending
+        if not is_live or self._loop.time() - self._fed_at_s > _PAUSE_S:
+            return None
+        return self._lateness.behind_s
 
     @property
     def heard_s(self) -> float:
@@ -167,6 +180,9 @@ class LiveCall:
         if not isinstance(item, Lost):
             size = len(item.data if isinstance(item, TrackChunk) else item)
             self._num_bytes += size
+            if self._loop.time() - self._fed_at_s > _PAUSE_S:
+                self._lateness.restart()
+            self._fed_at_s = self._loop.time()
             self._num_queued_bytes += size
             self._pace(size / self._bytes_per_s)
         self._inputs.append(item)
@@ -274,7 +290,7 @@ class LiveCall:
     def _pace(self, audio_s: float) -> None:
         now_s = self._loop.time()
         passed_s = now_s - self._paced_at_s
-        self._lead_s = max(0.0, self._lead_s - _DRIFT * passed_s) + audio_s
+        self._lead_s = max(-_CREDIT_S, self._lead_s - _DRIFT * passed_s) + audio_s
         self._paced_at_s = now_s
 
     def _at_16_khz(self, num_samples: int) -> int:
@@ -324,10 +340,26 @@ class LiveCall:
             if isinstance(item, PeerError):
                 raise item
             if not isinstance(item, Lost):
+                if isinstance(item, bytes):
+                    item = self._joined(item)
                 size = len(item.data if isinstance(item, TrackChunk) else item)
                 self._num_queued_bytes -= size
                 self._taken.set()
+                self._lateness.taken(size / self._bytes_per_s, self._loop.time())
+            else:
+                self._lateness.restart()
             yield item
+
+    def _joined(self, item: bytes) -> bytes:
+        """Add the audio that waits behind it, up to a slice: larger pieces cost less."""
+        parts, missing = [item], round(SLICE_S * self._bytes_per_s) - len(item)
+        while self._inputs and isinstance(following := self._inputs[0], bytes):
+            missing -= len(following)
+            if missing < 0:
+                break
+            parts.append(following)
+            self._inputs.popleft()
+        return b"".join(parts) if len(parts) > 1 else item
 
     async def _take(self, event: Event) -> None:
         self.num_events += 1

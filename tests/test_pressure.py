@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from streamer.errors import ConfigError
-from streamer.pressure import Pressure, PressureConfig
+from streamer.pressure import Lateness, Pressure, PressureConfig
 
 TICK_S = 0.25
 
@@ -99,3 +99,58 @@ def test_a_late_event_loop_is_pressure() -> None:
 def test_settings_out_of_range(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         PressureConfig(**settings)
+
+
+def test_audio_that_waits_shuts_the_door_until_it_waits_no_more() -> None:
+    pressure = Pressure()
+    doors = []
+    for behind_s in (0.0, 0.3, 0.1, 0.3, 0.4, 0.2, 0.13, 0.12, 0.3, 0.0):
+        pressure.audio_waits([behind_s, None, 9.0, 0.0])
+        doors.append(pressure.is_behind)
+        assert bool(pressure.complaint) is pressure.is_behind
+    # Once is an accident; and it stays shut until half of what shut it.
+    assert doors == [False, False, False, False, True, True, True, False, False, False]
+
+
+def test_audio_that_waits_raises_the_level_too() -> None:
+    pressure = Pressure()
+    for tick in range(40):
+        pressure.audio_waits([2.0])
+        pressure.update(tick * TICK_S)
+    assert pressure.level == 3
+    for tick in range(40, 120):
+        pressure.audio_waits([])
+        pressure.update(tick * TICK_S)
+    assert pressure.level == 0
+
+
+def test_lateness_is_beyond_the_streams_own_delay() -> None:
+    lateness = Lateness()
+    for number in range(100):  # a network that takes 3 s
+        lateness.taken(0.02, 103.0 + 0.02 * number)
+    assert lateness.behind_s == pytest.approx(0.0, abs=1e-6)
+    for number in range(50):  # heard at half the speed at which it comes
+        lateness.taken(0.02, 105.0 + 0.04 * number)
+    assert lateness.behind_s == pytest.approx(1.0, abs=0.06)
+    lateness.taken(1.0, 107.0)  # and it catches up
+    assert lateness.behind_s < 0.05
+
+
+def test_a_file_is_never_late_and_a_pause_is_none() -> None:
+    lateness = Lateness()
+    for number in range(100):
+        lateness.taken(1.0, 0.01 * number)
+        assert lateness.behind_s < 0.01
+    lateness.taken(0.02, 60.0)
+    assert lateness.behind_s > 50.0
+    lateness.restart()
+    assert lateness.behind_s == 0.0
+    lateness.taken(0.02, 60.02)
+    assert lateness.behind_s == 0.0
+
+
+def test_a_clock_that_is_slow_is_not_late() -> None:
+    lateness = Lateness()
+    for second in range(3600):
+        lateness.taken(1.0, 1.0005 * second)
+    assert lateness.behind_s < 0.01
