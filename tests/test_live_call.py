@@ -219,3 +219,78 @@ def test_a_snapshot_has_the_newest_of_each_channel() -> None:
         assert snapshot.duration_s == pytest.approx(4.3)
 
     run(test())
+
+
+class Clock:
+    """The loop's time, as far as a call asks for it: it goes when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = asyncio.get_running_loop().time()
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now_s)
+
+
+def second(count: float = 1.0) -> bytes:
+    return bytes(round(count * 16_000) * 2)
+
+
+def test_live_audio_that_is_heard_late_may_catch_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        clock, made = Clock(monkeypatch), Made()
+        for _ in range(3):
+            clock.now_s += 1.0
+            made.live.feed(second())
+        clock.now_s += 4.0  # the server had no time for it
+        made.live.feed(second(4.0))
+        assert made.live.is_paced, "it is no file"
+        made.live.feed(second(1.0))
+        assert not made.live.is_paced, "this was not said yet"
+        made.live.abandon()
+        await asyncio.sleep(0)
+
+    run(test())
+
+
+def test_audio_that_waits_is_told_and_a_pause_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        clock, made = Clock(monkeypatch), Made()
+        live = made.live
+
+        async def hear(audio: bytes, passed_s: float) -> float | None:
+            clock.now_s += passed_s
+            live.feed(audio)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            return live.behind_s
+
+        assert await hear(second(0.2), 0.2) is None, "nobody is connected"
+        live.attach(Reader(), -1)
+        assert await hear(second(0.2), 0.2) == pytest.approx(0.0, abs=0.01)
+        assert await hear(second(0.2), 0.6) == pytest.approx(0.4, abs=0.01), "late"
+        assert await hear(second(0.6), 0.2) == pytest.approx(0.0, abs=0.01), "and not any more"
+        clock.now_s += 30.0
+        assert live.behind_s is None, "it sends nothing"
+        assert await hear(second(0.2), 0.2) == pytest.approx(0.0, abs=0.01)
+        live.abandon()
+        await asyncio.sleep(0)
+
+    run(test())
+
+
+def test_what_waits_is_heard_in_larger_pieces_and_as_the_same() -> None:
+    async def test() -> None:
+        made, sizes = Made(), []
+        receive = made.live.call.receive
+
+        def count(data: memoryview, now_s: float, channel: int = 0) -> None:
+            sizes.append(len(data))
+            receive(data, now_s, channel)
+
+        made.live.call.receive = count  # type: ignore[method-assign, assignment]
+        for chunk in cut(PCM, 640):  # all of it is there before the first is heard
+            made.live.feed(chunk)
+        made.live.end("end")
+        await made.until(lambda: made.live.is_over)
+        assert_same_events(made.events, local(AudioFormat(), PCM))
+        assert max(sizes) <= 8_000 and len(sizes) <= len(PCM) / 7_000 + 2
+
+    run(test())
