@@ -19,6 +19,8 @@ NEWEST = 2
 FULL = 3
 """At this level no new call is taken."""
 _CLOCK_DRIFT = 0.01
+_ENOUGH = 8
+"""Live calls whose median says that it is the server that is late, and not a peer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +131,11 @@ class Pressure:
     def audio_waits(self, behind_s: Iterable[float | None]) -> None:
         """Learn how far behind the live calls are: the median, as one peer's network is its own.
 
-        Twice in a row too far is no accident.
+        Of a few calls it says nothing about us. Twice in a row too far is no accident.
         """
         known_s = [wait_s for wait_s in behind_s if wait_s is not None]
-        before_s, self.behind_s = self.behind_s, median(known_s) if known_s else 0.0
+        is_enough = len(known_s) >= _ENOUGH
+        before_s, self.behind_s = self.behind_s, median(known_s) if is_enough else 0.0
         limit_s = self.config.behind_s
         if self.is_behind:
             self.is_behind = self.behind_s >= limit_s / 2

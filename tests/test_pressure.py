@@ -105,17 +105,24 @@ def test_audio_that_waits_shuts_the_door_until_it_waits_no_more() -> None:
     pressure = Pressure()
     doors = []
     for behind_s in (0.0, 0.3, 0.1, 0.3, 0.4, 0.2, 0.13, 0.12, 0.3, 0.0):
-        pressure.audio_waits([behind_s, None, 9.0, 0.0])
+        pressure.audio_waits([*6 * [behind_s], None, 9.0, 0.0])
         doors.append(pressure.is_behind)
         assert bool(pressure.complaint) is pressure.is_behind
     # Once is an accident; and it stays shut until half of what shut it.
     assert doors == [False, False, False, False, True, True, True, False, False, False]
 
 
+def test_a_few_calls_that_are_late_shut_no_door() -> None:
+    pressure = Pressure()
+    for tick in range(20):
+        pressure.audio_waits(7 * [5.0])
+        assert pressure.update(tick * TICK_S) == 0 and not pressure.complaint
+
+
 def test_audio_that_waits_raises_the_level_too() -> None:
     pressure = Pressure()
     for tick in range(40):
-        pressure.audio_waits([2.0])
+        pressure.audio_waits(8 * [2.0])
         pressure.update(tick * TICK_S)
     assert pressure.level == 3
     for tick in range(40, 120):
