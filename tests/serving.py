@@ -134,7 +134,7 @@ def stream(running: Running, chunks: Iterator[bytes] | list[bytes], query: str =
         sender.start()
         events = hear_all(connection)
         sender.join(DEADLINE_S)
-    assert connection.close_code == 1000
+    assert connection.close_code == 1000, connection.close_reason
     assert isinstance(events[-1], Summary)
     return events
 
