@@ -42,7 +42,7 @@ class PressureConfig:
     calm_s: float = 3.0
     patience_s: float = 3.0
     average_s: float = 1.0
-    behind_s: float = 0.25
+    behind_s: float = 0.4
 
     def __post_init__(self) -> None:
         first, second, third = self.raise_s

@@ -104,7 +104,7 @@ def test_settings_out_of_range(settings: dict[str, Any]) -> None:
 def test_audio_that_waits_shuts_the_door_until_it_waits_no_more() -> None:
     pressure = Pressure()
     doors = []
-    for behind_s in (0.0, 0.3, 0.1, 0.3, 0.4, 0.2, 0.13, 0.12, 0.3, 0.0):
+    for behind_s in (0.0, 0.5, 0.1, 0.5, 0.6, 0.3, 0.21, 0.19, 0.5, 0.0):
         pressure.audio_waits([*6 * [behind_s], None, 9.0, 0.0])
         doors.append(pressure.is_behind)
         assert bool(pressure.complaint) is pressure.is_behind
