@@ -107,7 +107,7 @@ class LiveCall:
         self._bytes_per_s = self._block * audio.sample_rate
         self._num_bytes = self._num_bytes_twice = 0
         self._lead_s, self._paced_at_s = 0.0, self._loop.time()
-        self._lateness, self._fed_at_s = Lateness(), self._loop.time()
+        self._lateness: dict[int, Lateness] = {}
         self._emotions: dict[int, Emotion] = {}
         self._turns: dict[int, Turn] = {}
 
@@ -132,10 +132,11 @@ class LiveCall:
     @property
     def behind_s(self) -> float | None:
         """How long its audio waits to be heard; None where nobody waits: a file, a silent peer."""
-        is_live = self.is_paced and self._listener is not None and not self._is_ending
-        if not is_live or self._loop.time() - self._fed_at_s > _PAUSE_S:
+        if not self.is_paced or self._listener is None or self._is_ending:
             return None
-        return self._lateness.behind_s
+        oldest_s = self._loop.time() - _PAUSE_S
+        known_s = [late.behind_s for late in self._lateness.values() if late.at_s >= oldest_s]
+        return min(known_s, default=None)
 
     @property
     def heard_s(self) -> float:
@@ -180,9 +181,6 @@ class LiveCall:
         if not isinstance(item, Lost):
             size = len(item.data if isinstance(item, TrackChunk) else item)
             self._num_bytes += size
-            if self._loop.time() - self._fed_at_s > _PAUSE_S:
-                self._lateness.restart()
-            self._fed_at_s = self._loop.time()
             self._num_queued_bytes += size
             self._pace(size / self._bytes_per_s)
         self._inputs.append(item)
@@ -345,10 +343,19 @@ class LiveCall:
                 size = len(item.data if isinstance(item, TrackChunk) else item)
                 self._num_queued_bytes -= size
                 self._taken.set()
-                self._lateness.taken(size / self._bytes_per_s, self._loop.time())
+                self._note_heard(item, self._loop.time())
             else:
-                self._lateness.restart()
+                self._lateness.clear()
             yield item
+
+    def _note_heard(self, item: bytes | TrackChunk, now_s: float) -> None:
+        """Learn how late audio is heard: of each track by itself, as another may not come."""
+        channel, data = item if isinstance(item, TrackChunk) else (0, item)
+        num_tracks = self.call.config.audio.channels if isinstance(item, TrackChunk) else 1
+        lateness = self._lateness.setdefault(channel, Lateness())
+        if now_s - lateness.at_s > _PAUSE_S:
+            lateness.restart()
+        lateness.taken(len(data) * num_tracks / self._bytes_per_s, now_s)
 
     def _joined(self, item: bytes) -> bytes:
         """Add the audio that waits behind it, up to a slice: larger pieces cost less."""

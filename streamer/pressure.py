@@ -61,16 +61,18 @@ class Lateness:
     def __init__(self) -> None:
         self.behind_s = 0.0
         """As of the last :meth:`taken`."""
-        self._heard_s = self._at_s = 0.0
+        self.at_s = 0.0
+        """When that was."""
+        self._heard_s = 0.0
         self._least_s = math.inf
 
     def taken(self, audio_s: float, now_s: float) -> None:
         """Learn that so much more of its audio is being heard."""
         self._heard_s += audio_s
         delay_s = now_s - self._heard_s
-        self._least_s = min(self._least_s + _CLOCK_DRIFT * (now_s - self._at_s), delay_s)
+        self._least_s = min(self._least_s + _CLOCK_DRIFT * (now_s - self.at_s), delay_s)
         self.behind_s = delay_s - self._least_s
-        self._at_s = now_s
+        self.at_s = now_s
 
     def restart(self) -> None:
         """Learn that the peer said nothing for a while, or that audio was lost."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from streamer.audio import AudioFormat
-from streamer.call import Call, CallConfig
+from streamer.call import Call, CallConfig, TrackChunk
 from streamer.dialects import CloseCode, Start
 from streamer.event_log import EventLog
 from streamer.events import Emotion, Error, Event, Summary
@@ -45,10 +46,16 @@ class Reader:
 class Made:
     """A call, and what became of it."""
 
-    def __init__(self, *, step_s: float = 0.25, resume_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, *, step_s: float = 0.25, resume_timeout_s: float = 60.0, num_tracks: int = 0
+    ) -> None:
         self.over: list[bool] = []
         self.pressure = Pressure()
         config = CallConfig(session=SessionConfig(step_s=step_s))
+        if num_tracks:
+            audio = AudioFormat(channels=num_tracks)
+            roles = ("customer", "agent")[:num_tracks]
+            config = replace(config, audio=audio, roles=roles, as_tracks=True)
         self.live = LiveCall(
             Call(CARD, config),
             RECORD,
@@ -292,5 +299,29 @@ def test_what_waits_is_heard_in_larger_pieces_and_as_the_same() -> None:
         await made.until(lambda: made.live.is_over)
         assert_same_events(made.events, local(AudioFormat(), PCM))
         assert max(sizes) <= 8_000 and len(sizes) <= len(PCM) / 7_000 + 2
+
+    run(test())
+
+
+def test_a_track_that_does_not_come_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        clock, made = Clock(monkeypatch), Made(num_tracks=2)
+        live = made.live
+        live.attach(Reader(), -1)
+
+        async def hear(tracks: tuple[int, ...], audio_s: float, passed_s: float) -> float | None:
+            clock.now_s += passed_s
+            for channel in tracks:
+                live.feed(TrackChunk(channel, second(audio_s)))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            return live.behind_s
+
+        for tracks in 20 * [(0,)] + 20 * [(0, 1)] + 20 * [(1,)] + [(0, 1)]:
+            behind_s = await hear(tracks, 0.1, 0.1)
+            assert behind_s == pytest.approx(0.0, abs=0.01)
+        assert await hear((0, 1), 0.1, 0.6) == pytest.approx(0.5, abs=0.02), "both are"
+        live.abandon()
+        await asyncio.sleep(0)
 
     run(test())
