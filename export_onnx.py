@@ -37,7 +37,7 @@ from streamer.model import (
 )
 from train.can import CascadedAttentionNetwork, count_parameters
 from train.card_page import card_page, describe
-from train.checkpoint import Checkpoint, load_checkpoint
+from train.checkpoint import LARGE, Checkpoint, load_checkpoint
 from train.committee import Committee
 from train.config import config_to_dict
 from train.corpora import LABELS, load_data, load_manifest, read_samples
@@ -50,8 +50,6 @@ TOLERANCE = 1e-4
 NUM_WINDOWS = 16
 NUM_GOLDEN = 2
 MAX_BYTES = 2_000_000
-_LARGE = 4_096
-"""Values from which on a weight is worth the node that casts it."""
 OPSET = 17  # ONNX Runtime 1.20 knows up to 21; nothing in the network is newer than this
 
 # Language and licence of the corpora that we know, all of them acted; your own are for you to say.
@@ -244,7 +242,7 @@ def _halve(proto: onnx.ModelProto) -> None:
     for place, item in enumerate(graph.initializer):
         value = onnx.numpy_helper.to_array(item)
         half = value.astype(np.float16)
-        if value.dtype != np.float32 or value.size < _LARGE or not np.array_equal(half, value):
+        if value.dtype != np.float32 or value.size < LARGE or not np.array_equal(half, value):
             continue
         cast_name = f"{item.name}.float32"
         for node in graph.node:

@@ -15,7 +15,7 @@ from streamer.errors import ConfigError
 from streamer.features import FeatureConfig
 from streamer.model import Model
 from train.can import CanConfig, CascadedAttentionNetwork, count_parameters
-from train.checkpoint import Checkpoint
+from train.checkpoint import Checkpoint, halved
 from train.committee import Committee, build_can
 from train.config import FitConfig
 
@@ -29,6 +29,9 @@ SMALL = CanConfig(
     statistics_width=16,
 )
 """A network of pitch and voicing as well, of two thousand weights."""
+
+NUM_ROWS = 28 + 20 + 12
+"""Features, bands and shapes: what each statistic is taken of."""
 
 COUNTS = [(2, 0), (0, 2), (1, 1), (1, 3), (3, 2)]
 """Numbers of CANs and of networks of statistics."""
@@ -80,6 +83,23 @@ def test_a_member_that_is_sure_beyond_float32_leaves_the_answer_finite() -> None
     torch.testing.assert_close(found.exp(), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("log_odds", [-30.0, -2.0, 0.0, 3.0, 30.0])
+def test_the_gate_takes_back_what_is_said_of_no_speech(log_odds: float) -> None:
+    network = committee(1, 2, gate_width=8)
+    open_one = committee(1, 2)
+    open_one.load_state_dict(network.state_dict(), strict=False)
+    assert network.statistics is not None and network.statistics.gate is not None
+    last = network.statistics.gate.layers[-1]
+    with torch.no_grad():
+        last.weight.zero_()  # type: ignore[union-attr, operator]
+        last.bias.fill_(log_odds)  # type: ignore[union-attr, operator]
+    with torch.inference_mode():
+        found, whole = (one(windows()).logits.exp() for one in (network, open_one))
+    speech = 1.0 / (1.0 + np.exp(-log_odds))
+    torch.testing.assert_close(found, speech * whole + (1.0 - speech) / 4, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(found.sum(1), torch.ones(3), atol=1e-5, rtol=0.0)
+
+
 def test_embeddings_are_side_by_side_and_attention_is_the_mean() -> None:
     network = committee(2, 3)
     with torch.inference_mode():
@@ -119,19 +139,28 @@ def test_every_member_takes_the_features_statistics_off() -> None:
     assert "members.1.deviation" in missing and "statistics.deviation" in missing
     x = windows()
     with torch.inference_mode():
-        expected, found = plain.outputs(x), shifted.outputs(deviation * x + mean)
+        expected, found = plain.can_outputs(x), shifted.can_outputs(deviation * x + mean)
+        rows, same_rows = (
+            network.statistics.statistics(y)[:, : 14 * NUM_ROWS].reshape(3, 14, NUM_ROWS)  # type: ignore[union-attr]
+            for network, y in ((plain, x), (shifted, deviation * x + mean))
+        )
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(other.logits, one.logits, atol=1e-4, rtol=1e-4)
+    # The spectrum's contours, below the rows, are those of the coefficients as they come.
+    torch.testing.assert_close(same_rows[:, :, :28], rows[:, :, :28], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("num_cans", "num_statistics"), [(2, 0), (0, 2), (1, 2)])
+@pytest.mark.parametrize(
+    ("num_cans", "num_statistics", "gate_width"), [(2, 0, 0), (0, 2, 0), (1, 2, 0), (1, 1, 8)]
+)
 def test_what_is_served_is_the_committee(
-    tmp_path: Path, num_cans: int, num_statistics: int
+    tmp_path: Path, num_cans: int, num_statistics: int, gate_width: int
 ) -> None:
-    network = committee(num_cans, num_statistics, num_frames=200)
+    network = committee(num_cans, num_statistics, num_frames=200, gate_width=gate_width)
     config = FitConfig(
         name="committee",
         network=network.config,
+        noise_alone=0.1 if gate_width else 0.0,
         features=FeatureConfig(num_pitch=2),
         normalize=False,
     )
@@ -153,6 +182,11 @@ def test_what_is_served_is_the_committee(
         each = [output.logits.softmax(1) for output in network.outputs(torch.from_numpy(batch))]
     kinds = [torch.stack(kind).mean(0) for kind in (each[:num_cans], each[num_cans:]) if kind]
     expected = (sum(kinds) / len(kinds)).numpy()  # type: ignore[union-attr]
+    if gate_width:
+        with torch.inference_mode():
+            gated = network(torch.from_numpy(batch)).logits.exp().numpy()
+        assert np.abs(gated - expected).max() > 1e-3, "the gate has its say"
+        expected = gated
     found = np.exp(model.score(batch).logits)
     np.testing.assert_allclose(found, expected, atol=1e-4)  # the promise of the export
 
@@ -162,7 +196,9 @@ def test_rounded_weights_take_half_the_room_and_come_back(tmp_path: Path) -> Non
     statistics = network.statistics
     assert statistics is not None
     to_onnx(network, tmp_path / "whole.onnx")
-    statistics.round_weights()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(halved(weight))
     to_onnx(network, tmp_path / "rounded.onnx")
     saved = (tmp_path / "whole.onnx").stat().st_size - (tmp_path / "rounded.onnx").stat().st_size
     assert saved == pytest.approx(2 * 2 * 16 * statistics.num_inputs, abs=1000)

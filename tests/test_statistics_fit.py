@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from streamer.errors import ConfigError
 from streamer.features import FeatureConfig
 from tests.made_up_corpus import TINY, make_corpus
+from tests.test_conditions import write_aux
+from train.checkpoint import LARGE
 from train.config import FitConfig, StatisticsFitConfig
 from train.loop import fit
 from train.material import Material, prepare
@@ -98,10 +101,44 @@ def test_a_seed_decides_and_members_differ(fitted: StatisticsNetworks, material:
     assert not torch.equal(one, other)
 
 
-def test_the_largest_weights_are_numbers_of_float16(fitted: StatisticsNetworks) -> None:
-    for number in range(len(fitted.members)):
-        weight = fitted.state_dict()[f"members.{number}.hidden.1.weight"]
-        assert weight.abs().max() > 0 and torch.equal(weight.half().float(), weight)
+def test_the_largest_weights_are_kept_as_numbers_of_float16(
+    split: Split, cache: Path, tmp_path: Path
+) -> None:
+    fit(split, CONFIG, tmp_path / "run", cache)
+    model = torch.load(tmp_path / "run" / "best.pt", weights_only=True)["model"]
+    large = {key: value for key, value in model.items() if value.numel() >= LARGE}
+    assert {f"statistics.members.{number}.hidden.1.weight" for number in range(2)} <= set(large)
+    for key, value in large.items():
+        assert value.abs().max() > 0 and torch.equal(value.half().float(), value), key
+
+
+def test_the_gate_tells_speech_from_noise(split: Split, cache: Path, tmp_path: Path) -> None:
+    config = replace(
+        CONFIG,
+        noise_alone=0.1,
+        network=replace(CONFIG.network, gate_width=8),
+        statistics=replace(CONFIG.statistics, epochs=1, gate_steps=100),
+    )
+    material = prepare(split, config, cache, write_aux(tmp_path / "aux", 20))
+    torch.manual_seed(0)
+    networks = StatisticsNetworks(
+        config.network, torch.from_numpy(material.mean), torch.from_numpy(material.deviation)
+    )
+    fit_statistics(networks, material, config)
+    assert networks.gate is not None and not networks.gate.training
+    clips = material.train["clean", "cold"]
+    windows = [clip.window(int(clip.answers[-1]), config.window.num_frames) for clip in clips]
+    with torch.inference_mode():
+        inputs = networks.eval().standardized(torch.from_numpy(np.stack(windows)))
+        is_speech = networks.gate(inputs)[:, 0] > 0
+    assert 0 < material.num_speech < len(clips)
+    assert is_speech[: material.num_speech].float().mean() > 0.95
+    assert is_speech[material.num_speech :].float().mean() < 0.05
+
+
+def test_a_gate_without_noise_to_learn_from_is_refused() -> None:
+    with pytest.raises(ConfigError, match="gate_width 8 with noise_alone 0: expected noise"):
+        replace(CONFIG, network=replace(CONFIG.network, gate_width=8))
 
 
 def test_cans_are_trained_beside_as_if_alone(split: Split, cache: Path, tmp_path: Path) -> None:

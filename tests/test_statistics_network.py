@@ -12,10 +12,12 @@ from torch import Tensor
 
 from streamer.errors import ConfigError
 from train.can import CanConfig
+from train.contours import Contours
 from train.statistics_network import StatisticsNetworks
 
 NUM_ROWS, NUM_CEPS = 28, 26
 VOICING = 27
+NUM_CONTOURS = 20 + 12
 CONFIG = CanConfig(num_rows=NUM_ROWS, statistics_members=2, statistics_width=16)
 NAMES = (
     "mean",
@@ -37,15 +39,25 @@ def build(**changes: object) -> StatisticsNetworks:
 
 
 def statistics_of(network: StatisticsNetworks, windows: Tensor) -> dict[str, NDArray[np.float32]]:
-    """Return what the first window's statistics are before they are normalised: 28 of each name."""
+    """Return what the first window's statistics are before they are normalised.
+
+    28 of each name, of the features' rows; ``contours`` (14, 32) of what stands below them.
+    """
     seen: list[Tensor] = []
     hook = network.input_norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.inference_mode():
         network(windows)
     hook.remove()
-    rows = seen[0][0, : len(NAMES) * NUM_ROWS].numpy().reshape(len(NAMES), NUM_ROWS)
-    pitch = seen[0][0, len(NAMES) * NUM_ROWS :].numpy()
-    return {**dict(zip(NAMES, rows, strict=True)), "pitch": pitch}
+    each, ends = seen[0][0].numpy(), np.cumsum([len(NAMES) * (NUM_ROWS + NUM_CONTOURS), 18, 66])
+    rows, pitch, correlations, modulations = np.split(each, ends)
+    rows = rows.reshape(len(NAMES), NUM_ROWS + NUM_CONTOURS)
+    return {
+        **dict(zip(NAMES, rows[:, :NUM_ROWS], strict=True)),
+        "contours": rows[:, NUM_ROWS:],
+        "pitch": pitch,
+        "correlations": correlations,
+        "modulations": modulations.reshape(6, 16),
+    }
 
 
 def known_window(seed: int = 0) -> tuple[Tensor, NDArray[np.bool_]]:
@@ -114,6 +126,45 @@ def test_statistics_of_the_pitch_are_numpys() -> None:
         np.abs(np.diff(pitch)).mean(),
     ]
     np.testing.assert_allclose(statistics_of(build(), windows)["pitch"], expected, atol=1e-4)
+
+
+def test_contours_have_the_statistics_that_rows_have() -> None:
+    windows, _ = known_window()
+    with torch.inference_mode():
+        contours = Contours(NUM_CEPS)(windows[:, :, :NUM_CEPS])[0].double().numpy()
+    found = statistics_of(build(), windows)["contours"]
+    np.testing.assert_allclose(found[0], contours[0].mean(axis=1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        found[8], np.sqrt(contours[1].var(axis=1) + 1e-4), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_correlations_are_numpys_over_voiced_frames() -> None:
+    windows, is_voiced = known_window()
+    windows[0, 0, 1] = 2.0 * windows[0, 0, 0] + 0.1 * windows[0, 0, 1]
+    windows[0, 0, VOICING] = torch.from_numpy(np.where(is_voiced, 2.0, -2.0))
+    found = statistics_of(build(), windows)["correlations"]
+    rows = windows[0, 0, [*range(10), 26]].double().numpy()[:, is_voiced]
+    expected = np.corrcoef(rows)[np.triu_indices(11, 1)]
+    _, second = np.triu_indices(12, 1)
+    # One frame more is counted, and a hundredth of a deviation keeps a constant row out.
+    np.testing.assert_allclose(found[second < 11], expected, atol=0.03)
+    assert found[0] > 0.95, "one row is twice the other"
+    assert np.abs(found[second == 11]).max() < 0.1, "voicing is the same in all voiced frames"
+
+
+@pytest.mark.parametrize(("hz", "band"), [(1.0, 0), (3.0, 1), (6.0, 2), (10.0, 3), (20.0, 4)])
+def test_a_row_that_swings_has_its_power_in_that_band(hz: float, band: int) -> None:
+    windows = torch.zeros(1, 3, NUM_ROWS, 200)
+    windows[0, 0, 5] = 5.0 + torch.sin(2 * torch.pi * hz * torch.arange(200) / 100.0)
+    found = statistics_of(build(), windows)["modulations"]
+    assert found[:, 5].argmax() == band
+    # A sine's power is a quarter of T, in one of the band's bins.
+    num_bins = {0: 3, 1: 4, 2: 8, 3: 12, 4: 22}[band]
+    assert found[band, 5] == pytest.approx(np.log(50.0 / num_bins), abs=0.01)
+    quiet = np.delete(found[:, 5], band)
+    np.testing.assert_allclose(quiet, np.log(1e-3), atol=0.05)
+    np.testing.assert_allclose(found[:, [4, 6]], np.log(1e-3), atol=1e-4)
 
 
 def test_without_voice_there_is_no_pitch() -> None:
@@ -211,3 +262,9 @@ def test_an_odd_number_of_frames_will_do() -> None:
 def test_features_without_pitch_and_voicing_are_refused(num_rows: int) -> None:
     with pytest.raises(ConfigError, match=f"{num_rows} rows, 26 of them coefficients"):
         build(num_rows=num_rows)
+
+
+@pytest.mark.parametrize(("width", "members"), [(-1, 2), (8, 0)])
+def test_a_gate_without_statistics_is_refused(width: int, members: int) -> None:
+    with pytest.raises(ConfigError, match=f"gate_width is {width}, of {members} networks"):
+        build(gate_width=width, statistics_members=members)

@@ -26,7 +26,7 @@ from streamer.card import Calibration, Card, Corpus, Rejection
 from streamer.errors import ConfigError, ModelError
 from streamer.frontend import FrontEnd, FrontEndConfig, WindowCut
 from streamer.model import Model
-from train.checkpoint import Checkpoint, load_checkpoint
+from train.checkpoint import Checkpoint, halved, load_checkpoint
 from train.committee import Committee, build_can
 from train.conditions import condition_samples
 from train.config import config_from_dict
@@ -283,6 +283,8 @@ def fine_tune(
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+    if isinstance(network, Committee) and network.statistics and network.statistics.gate:
+        network.statistics.gate.requires_grad_(requires_grad=False)  # your folder has no noises
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -298,8 +300,9 @@ def fine_tune(
         optimizer.step()
         schedule.step()
         advance(1)
-    if isinstance(network, Committee) and network.statistics is not None:
-        network.statistics.round_weights()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(halved(weight))
     network.eval()
 
 

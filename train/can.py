@@ -59,10 +59,12 @@ class CanConfig:
     # it as it was.
     normalize_embedding: bool = False
     # Networks whose mean probability is the answer, see train/committee.py: CANs, and networks that
-    # hear statistics alone, of `statistics_width` cells.
+    # hear statistics alone, of `statistics_width` cells; and one of `gate_width` cells, 0 for none,
+    # which takes back the answer where there is no speech.
     members: int = 1
     statistics_members: int = 0
     statistics_width: int = 256
+    gate_width: int = 0
     num_ceps: int = 26  # coefficients among the rows
     num_labels: int = 4
 
@@ -93,6 +95,11 @@ class CanConfig:
             raise ConfigError(
                 f"{self.members} members, {self.statistics_members} of statistics: expected 0 to "
                 "16 of both, and one at least"
+            )
+        if self.gate_width < 0 or (self.gate_width and not self.statistics_members):
+            raise ConfigError(
+                f"gate_width is {self.gate_width}, of {self.statistics_members} networks of "
+                "statistics: expected 0, or more where there is such a network"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout}: expected 0 or more and less than 1")

@@ -19,6 +19,9 @@ from train.corpora import LABELS
 REFIT = "refit"
 """Folder, in a fold's own, of the network that has heard the validation speakers, too."""
 
+LARGE = 4_096
+"""Values from which on a weight is worth the node that casts it from half."""
+
 _KEYS = ("config", "epoch", "fold", "model", "normalization", "training_data", "validation")
 
 
@@ -37,6 +40,15 @@ class Checkpoint:
     fold: int | None
     epoch: int
     validation: dict[str, float]
+
+
+def halved(weight: torch.Tensor) -> torch.Tensor:
+    """Return a large weight's nearest in float16, which a model file keeps in half; others as is.
+
+    Of 11 bits each, the weights err less than the bfloat16 that they were trained in.
+    """
+    is_large = weight.dtype == torch.float32 and weight.numel() >= LARGE
+    return weight.half().float() if is_large else weight
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from train.corpora import Utterance, load_data, load_iemocap, load_manifest
 
 DATA = Path("../shared/data")
+_WIDTH = 160
+"""Columns where nobody says how many: no cell of a table is cut short."""
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +41,12 @@ def load_utterances(options: argparse.Namespace) -> Sequence[Utterance]:
     if options.iemocap:
         return load_iemocap(options.iemocap)
     return load_data(options.data)
+
+
+def results_console() -> Console:
+    """Return the console for tables: as wide as the terminal, and wide enough in a file or pipe."""
+    is_told = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if is_told else _WIDTH)
 
 
 def positive(text: str) -> int:

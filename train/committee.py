@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from train.can import CanConfig, CanOutput, CascadedAttentionNetwork
 from train.statistics_network import StatisticsNetworks
@@ -15,7 +16,8 @@ from train.statistics_network import StatisticsNetworks
 class Committee(nn.Module):
     """``config.members`` CANs and ``config.statistics_members`` networks of statistics.
 
-    Each is begun otherwise. Both kinds have the same say, however many they are.
+    Each is begun otherwise. Both kinds have the same say, however many they are. What the gate
+    takes for something else than speech, by that much has no emotion: the same probability for all.
     """
 
     def __init__(
@@ -23,7 +25,7 @@ class Committee(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        one = replace(config, members=1, statistics_members=0)
+        one = replace(config, members=1, statistics_members=0, gate_width=0)
         self.members = nn.ModuleList(
             CascadedAttentionNetwork(one, mean, deviation) for _ in range(config.members)
         )
@@ -45,12 +47,18 @@ class Committee(nn.Module):
 
         The embedding is the members' side by side, the attention their mean.
         """
-        outputs = self.outputs(x)
+        outputs, log_odds = self.can_outputs(x), None
+        if self.statistics is not None:
+            inputs = self.statistics.standardized(x)
+            outputs = outputs + self.statistics.score(inputs)
+            log_odds = None if self.statistics.gate is None else self.statistics.gate(inputs)
         log_probabilities = [
             torch.log_softmax(output.logits, dim=1) + math.log(share)
             for output, share in zip(outputs, self._shares(), strict=True)
         ]
         mean = torch.logsumexp(torch.stack(log_probabilities), dim=0)
+        if log_odds is not None:
+            mean = _taken_back(mean, log_odds)
         embedding = torch.cat([output.embedding for output in outputs], dim=1)
         attention = torch.stack([output.attention for output in outputs]).mean(0)
         return CanOutput(mean, embedding, attention)
@@ -59,6 +67,13 @@ class Committee(nn.Module):
         counts = [self.config.members, self.config.statistics_members]
         num_kinds = sum(count > 0 for count in counts)
         return [1.0 / (num_kinds * count) for count in counts for _ in range(count)]
+
+
+def _taken_back(log_probabilities: Tensor, log_odds: Tensor) -> Tensor:
+    """Mix (n, labels) with no answer at all, by how likely it is speech, (n, 1)."""
+    speech = log_probabilities + functional.logsigmoid(log_odds)
+    none = functional.logsigmoid(-log_odds) - math.log(log_probabilities.shape[1])
+    return torch.logsumexp(torch.stack([speech, none.expand_as(speech)]), dim=0)
 
 
 def build_can(

@@ -22,7 +22,10 @@ from train.loss import JointLossConfig
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsFitConfig:
-    """How networks of statistics are trained: AdamW, one cycle, mixup of statistics."""
+    """How networks of statistics are trained: AdamW, one cycle, mixup of statistics.
+
+    The gate has ``gate_steps`` batches, half of them speech and half noise alone.
+    """
 
     epochs: int = 30
     draws_per_clip: int = 3
@@ -30,6 +33,7 @@ class StatisticsFitConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     mixup: float = 0.4
+    gate_steps: int = 800
 
 
 _PARTS: dict[str, Any] = {
@@ -108,6 +112,11 @@ class FitConfig:
         shares = [getattr(self, name) for name in COPIES if name != "clean"]
         if min(shares) < 0.0 or sum(shares) > 1.0:
             raise ConfigError(f"shares of copies {shares}: expected 0 or more, at most 1 in all")
+        if self.network.gate_width and not self.noise_alone:
+            raise ConfigError(
+                f"network.gate_width {self.network.gate_width} with noise_alone 0: expected noise "
+                "for the gate to learn from"
+            )
         if self.mixup and self.loss.alpha:
             raise ConfigError(
                 f"mixup {self.mixup:g} with loss.alpha {self.loss.alpha:g}: expected one of them "

@@ -16,7 +16,14 @@ from rich.table import Table
 from streamer.card import UNCERTAIN
 from streamer.errors import ConfigError
 from train import figures
-from train.commands import DATA, add_data_options, load_utterances, positive, progress_bar
+from train.commands import (
+    DATA,
+    add_data_options,
+    load_utterances,
+    positive,
+    progress_bar,
+    results_console,
+)
 from train.conditions import CONDITIONS, Surroundings
 from train.contenders import EvaluateConfig
 from train.corpora import LABELS
@@ -88,7 +95,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     results["seconds"] = round(time.monotonic() - started, 1)
     output = options.output or _beside(options.what, ".json")
     output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print_results(Console(), results)
+    print_results(results_console(), results)
     console.print(f"done: {output}", markup=False, highlight=False)
     if figures.available():
         page = options.report or output.with_suffix(".html")

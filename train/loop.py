@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from streamer.errors import ConfigError
 from streamer.smoothing import softmax
-from train.checkpoint import read_resumable
+from train.checkpoint import halved, read_resumable
 from train.committee import Committee, build_can
 from train.config import FitConfig, config_to_dict
 from train.corpora import LABELS, Utterance
@@ -228,7 +228,7 @@ def _contents(
     weights = learner.kept.state_dict()
     return {
         "config": config_to_dict(config),
-        "model": {key: value for key, value in weights.items() if "emotions." not in key},
+        "model": {key: halved(value) for key, value in weights.items() if "emotions." not in key},
         "normalization": material.normalization and asdict(material.normalization),
         "fold": split.fold,
         "epoch": line["epoch"],

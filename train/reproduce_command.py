@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from streamer.errors import ConfigError
+from train.commands import results_console
 from train.config import load_config
 from train.corpora import Utterance
 from train.reproduce import OUTPUT, RUNS, ReproduceOptions, reproduce
@@ -50,7 +51,7 @@ def run_command(
             yield lambda steps: progress.advance(task, steps)
 
     results = reproduce(members, wanted, bar, lambda text: console.print(text, highlight=False))
-    print_results(Console(), results)
+    print_results(results_console(), results)
     report = wanted.output / "report.html"
     console.print(f"done: {report}", markup=False, highlight=False, soft_wrap=True)
 

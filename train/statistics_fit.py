@@ -14,26 +14,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
+from streamer.errors import ConfigError
 from train.config import FitConfig
 from train.dataset import NormalizedClip
 from train.material import Material
 from train.objective import objective
-from train.statistics_network import StatisticsNetworks
+from train.statistics_network import SpeechGate, StatisticsNetworks
 from train.truth import mix
 
 _WINDOWS_PER_CLIP = 3
 """Of each copy of a clip, evenly over the windows that a turn's answer comes from."""
+_WINDOWS_PER_NOISE = 8
 _CHUNK = 128
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Statistics of n windows, (n, num_inputs); whose they are, (n,); how often drawn, (n,)."""
+    """Statistics of n windows, (n, num_inputs); whose they are, (n,); how often drawn, (n,).
+
+    The first ``num_speech`` are speech, the others noise alone.
+    """
 
     statistics: Tensor
     owners: NDArray[np.intp]
     probabilities: NDArray[np.float64]
+    num_speech: int
 
 
 def fit_statistics(networks: StatisticsNetworks, material: Material, config: FitConfig) -> None:
@@ -44,7 +51,8 @@ def fit_statistics(networks: StatisticsNetworks, material: Material, config: Fit
         inputs = networks.input_norm.eval()(sample.statistics).clamp(-5.0, 5.0)
     for number in range(len(networks.members)):
         _fit_member(networks, number, inputs, sample, material, config)
-    networks.round_weights()
+    if networks.gate is not None:
+        _fit_gate(networks.gate, inputs, sample, config)
     networks.requires_grad_(requires_grad=False)
 
 
@@ -53,27 +61,28 @@ def _sample(networks: StatisticsNetworks, material: Material, config: FitConfig)
     parts, owners, probabilities = [], [], []
     for condition, share in config.shares.items():
         clips = material.train[condition, "cold"][: material.num_speech]
-        statistics, rows = _statistics_of(networks, clips, config)
+        statistics, rows = _statistics_of(networks, clips, config, _WINDOWS_PER_CLIP)
         parts.append(statistics)
         owners.append(rows)
         probabilities.append(share / np.bincount(rows, minlength=len(clips))[rows] / len(clips))
+    num_speech = sum(map(len, owners))
     noises = material.train["clean", "cold"][material.num_speech :]
     if noises and config.noise_alone:
-        statistics, rows = _statistics_of(networks, noises, config)
+        statistics, rows = _statistics_of(networks, noises, config, _WINDOWS_PER_NOISE)
         parts.append(statistics)
         owners.append(rows + material.num_speech)
         probabilities.append(np.full(len(rows), config.noise_alone / len(rows)))
     chances = np.concatenate(probabilities)
-    return Sample(torch.cat(parts), np.concatenate(owners), chances / chances.sum())
+    return Sample(torch.cat(parts), np.concatenate(owners), chances / chances.sum(), num_speech)
 
 
 @torch.no_grad()
 def _statistics_of(
-    networks: StatisticsNetworks, clips: Sequence[NormalizedClip], config: FitConfig
+    networks: StatisticsNetworks, clips: Sequence[NormalizedClip], config: FitConfig, most: int
 ) -> tuple[Tensor, NDArray[np.intp]]:
     windows, owners, found = [], [], []
     for owner, clip in enumerate(clips):
-        count = min(_WINDOWS_PER_CLIP, len(clip.answers))
+        count = min(most, len(clip.answers))
         for place in np.linspace(0, len(clip.answers) - 1, count).round().astype(int):
             windows.append(clip.window(int(clip.answers[place]), config.window.num_frames))
             owners.append(owner)
@@ -121,3 +130,34 @@ def _fit_member(
         optimizer.step()
         scheduler.step()
     member.eval()
+
+
+def _fit_gate(gate: SpeechGate, inputs: Tensor, sample: Sample, config: FitConfig) -> None:
+    """Teach it speech, in all the conditions that are drawn, from noise; each is half a batch."""
+    settings = config.statistics
+    if sample.num_speech == len(inputs):
+        raise ConfigError(
+            "a gate and no noise to learn from: expected noises in which a voice is heard"
+        )
+    rng = np.random.default_rng([config.seed, len(inputs)])
+    torch.manual_seed(config.seed)
+    half = settings.batch_size // 2
+    chances = sample.probabilities[: sample.num_speech]
+    truth = torch.cat([torch.ones(half, 1), torch.zeros(half, 1)])
+    optimizer = torch.optim.AdamW(
+        gate.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=settings.gate_steps, pct_start=0.2
+    )
+    gate.train()
+    for _ in range(settings.gate_steps):
+        speech = rng.choice(sample.num_speech, half, p=chances / chances.sum())
+        noise = rng.integers(sample.num_speech, len(inputs), half)
+        batch = inputs[torch.from_numpy(np.concatenate([speech, noise]))]
+        optimizer.zero_grad(set_to_none=True)
+        loss = functional.binary_cross_entropy_with_logits(gate(batch), truth)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        scheduler.step()
+    gate.eval()

@@ -1,17 +1,22 @@
-"""A network that hears a window's statistics, not its course: what the committee's CANs miss.
+"""Networks that hear a window's statistics, not its course: what the committee's CANs miss.
 
-Mean, deviation, quantiles and slope of each row, of its deltas, and of the voiced frames alone;
-and more of the pitch, over the voiced frames: the functionals that paralinguistics has long gone
-by (openSMILE's ComParE and eGeMAPS sets take more of them, of more rows), then two layers.
+Mean, deviation, quantiles and slope of each row and of each contour of the spectrum, of their
+deltas, and of the voiced frames alone; more of the pitch, over the voiced frames; how rows go
+together, and at what rates they move: the functionals that paralinguistics has long gone by
+(openSMILE's ComParE and eGeMAPS sets take more of them, of more rows), then two layers. One more
+such network hears whether it is speech at all.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor, nn
 
 from streamer.errors import ConfigError
 from train.can import NUM_FEATURES, CanConfig, CanOutput
+from train.contours import Contours
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _DELTA_QUANTILES = (0.1, 0.9)
@@ -24,6 +29,13 @@ _LEAST_VOICED = 4
 """Frames; with fewer, statistics of pitch are 0."""
 _LARGEST_STEP = 2.4
 """Semitones from a frame to the next, at most: more is the tracker changing its mind."""
+_NUM_CORRELATED = 10
+"""First coefficients whose correlations with each other, pitch and voicing are taken."""
+_NUM_MODULATED = 14
+"""First coefficients whose modulation is taken, beside that of pitch and voicing."""
+_MODULATION_HZ = (0.5, 2.0, 4.0, 8.0, 14.0, 25.0, 50.0)
+"""Edges of the bands of modulation; syllables come at 4 to 8 Hz."""
+_FRAMES_PER_SECOND = 100.0
 
 
 class StatisticsNetworks(nn.Module):
@@ -40,6 +52,7 @@ class StatisticsNetworks(nn.Module):
     mean: Tensor
     deviation: Tensor
     ramp: Tensor
+    pairs: Tensor
 
     def __init__(
         self, config: CanConfig, mean: Tensor | None = None, deviation: Tensor | None = None
@@ -58,39 +71,51 @@ class StatisticsNetworks(nn.Module):
         )
         ramp = torch.linspace(-1.0, 1.0, config.num_frames)
         self.register_buffer("ramp", ramp, persistent=False)
-        self.num_inputs = _NUM_STATISTICS * config.num_rows + _NUM_PITCH_STATISTICS
+        self.contours = Contours(config.num_ceps)
+        self.modulations = Modulations(config.num_frames)
+        correlated = _NUM_CORRELATED + 2
+        first, second = torch.triu_indices(correlated, correlated, 1)
+        self.register_buffer("pairs", correlated * first + second, persistent=False)
+        self.num_inputs = (
+            _NUM_STATISTICS * (config.num_rows + self.contours.num_contours)
+            + _NUM_PITCH_STATISTICS
+            + len(first)
+            + (_NUM_MODULATED + 2) * self.modulations.num_bands
+        )
         self.input_norm = nn.BatchNorm1d(self.num_inputs, affine=False)
         self.members = nn.ModuleList(
             StatisticsMember(config, self.num_inputs) for _ in range(config.statistics_members)
         )
+        self.gate = SpeechGate(self.num_inputs, config.gate_width) if config.gate_width else None
 
     def forward(self, x: Tensor) -> list[CanOutput]:
         """Score windows (n, 3, num_rows, T), features as they come from the front end."""
-        return self.score(self.statistics(x))
+        return self.score(self.standardized(x))
 
-    def score(self, statistics: Tensor) -> list[CanOutput]:
-        """Score what :meth:`statistics` returned, (n, num_inputs)."""
-        statistics = self.input_norm(statistics).clamp(-5.0, 5.0)
+    def standardized(self, x: Tensor) -> Tensor:
+        """Take the windows' statistics, each of mean 0 and deviation 1 over the training's."""
+        inputs: Tensor = self.input_norm(self.statistics(x)).clamp(-5.0, 5.0)
+        return inputs
+
+    def score(self, inputs: Tensor) -> list[CanOutput]:
+        """Score what :meth:`standardized` returned, (n, num_inputs)."""
         num_frames = self.config.num_frames
-        attention = statistics.new_full((1, num_frames), 1.0 / num_frames)
-        attention = attention + torch.zeros_like(statistics[:, :1])
-        return [member(statistics, attention) for member in self.members]
-
-    @torch.no_grad()
-    def round_weights(self) -> None:
-        """Make the largest weights float16's numbers: a model file then holds them in half."""
-        for member in self.members:
-            weight = member.hidden[1].weight  # type: ignore[union-attr, index]
-            weight.copy_(weight.half().float())
+        attention = inputs.new_full((1, num_frames), 1.0 / num_frames)
+        attention = attention + torch.zeros_like(inputs[:, :1])
+        return [member(inputs, attention) for member in self.members]
 
     def statistics(self, x: Tensor) -> Tensor:
         """(n, 3, num_rows, T) -> (n, num_inputs): of each row, then of the pitch alone."""
         voicing = x[:, 0, self.config.num_ceps + _VOICING_ROW]  # (n, T)
+        is_voiced = torch.sigmoid(20.0 * (voicing - 0.5)).unsqueeze(1)
         scaled = (x - self.mean) / self.deviation
+        contours = self.contours(x[:, :, : self.config.num_ceps])
         return torch.cat(
             [
-                self._row_statistics(scaled, torch.sigmoid(20.0 * (voicing - 0.5)).unsqueeze(1)),
+                self._row_statistics(torch.cat([scaled, contours], dim=2), is_voiced),
                 self._pitch_statistics(x[:, 0, self.config.num_ceps], voicing),
+                self._correlations(self._leading(scaled[:, 0], _NUM_CORRELATED), is_voiced),
+                self.modulations(self._leading(scaled[:, 0], _NUM_MODULATED)),
             ],
             dim=1,
         )
@@ -153,6 +178,53 @@ class StatisticsNetworks(nn.Module):
         ]
         return torch.stack(parts, dim=1) * (num_voiced >= _LEAST_VOICED).float()[:, None]
 
+    def _leading(self, rows: Tensor, count: int) -> Tensor:
+        """First coefficients, pitch and voicing: (n, num_rows, T) -> (n, count + 2, T)."""
+        pitch = self.config.num_ceps
+        return torch.cat([rows[:, :count], rows[:, pitch : pitch + _VOICING_ROW + 1]], dim=1)
+
+    def _correlations(self, rows: Tensor, is_voiced: Tensor) -> Tensor:
+        """Of rows with each other over voiced frames: (n, r, T), (n, 1, T) -> (n, r(r - 1) / 2)."""
+        num_voiced = is_voiced.sum(2, keepdim=True) + 1.0
+        mean = (rows * is_voiced).sum(2, keepdim=True) / num_voiced
+        rows = (rows - mean) * is_voiced
+        products = rows @ rows.transpose(1, 2) / num_voiced
+        deviation = (rows.square().sum(2, keepdim=True) / num_voiced + 1e-6).sqrt() + 1e-2
+        products = products / deviation / deviation.transpose(1, 2)
+        return products.flatten(1)[:, self.pairs]
+
+
+class Modulations(nn.Module):
+    """At what rates rows move: (n, r, T) -> (n, r * num_bands), log powers, band after band.
+
+    The discrete Fourier transform along time as two products, which ONNX has and no FFT before its
+    opset 20.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+    bands: Tensor
+
+    def __init__(self, num_frames: int) -> None:
+        super().__init__()
+        rate = torch.arange(1, num_frames // 2)
+        phase = torch.arange(num_frames)[:, None] * rate * (2.0 * torch.pi / num_frames)
+        hz = rate * _FRAMES_PER_SECOND / num_frames
+        edges = itertools.pairwise(_MODULATION_HZ)
+        is_inside = torch.stack([(hz >= low) & (hz < high) for low, high in edges], dim=1).float()
+        self.num_bands = is_inside.shape[1]
+        # float16's numbers, as which the model file keeps them
+        self.register_buffer("cosine", phase.cos().half().float(), persistent=False)
+        self.register_buffer("sine", phase.sin().half().float(), persistent=False)
+        share = is_inside / is_inside.sum(0).clamp(min=1.0) / num_frames
+        self.register_buffer("bands", share, persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the mean power in each band."""
+        rows = rows - rows.mean(2, keepdim=True)
+        power = (rows @ self.cosine).square() + (rows @ self.sine).square()
+        return (power @ self.bands + 1e-3).log().transpose(1, 2).flatten(1)
+
 
 class StatisticsMember(nn.Module):
     """Two layers over the statistics."""
@@ -161,7 +233,7 @@ class StatisticsMember(nn.Module):
         super().__init__()
         width = config.statistics_width
         self.hidden = nn.Sequential(
-            nn.Dropout(0.1),
+            nn.Dropout(0.3),
             nn.Linear(num_inputs, width, bias=False),
             nn.BatchNorm1d(width),
             nn.ReLU(),
@@ -175,6 +247,26 @@ class StatisticsMember(nn.Module):
         embedding = self.hidden(statistics)
         emotions = None if self.emotions is None else self.emotions(embedding)
         return CanOutput(self.classifier(embedding), embedding, attention, emotions)
+
+
+class SpeechGate(nn.Module):
+    """Tells speech from whatever else a voice activity detector lets through."""
+
+    def __init__(self, num_inputs: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Dropout(0.1),
+            nn.Linear(num_inputs, width, bias=False),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(width, 1),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Standardised statistics (n, num_inputs) -> log odds that it is speech, (n, 1)."""
+        log_odds: Tensor = self.layers(inputs)
+        return log_odds
 
 
 def _deviation(rows: Tensor) -> Tensor:
