@@ -16,8 +16,8 @@ from train.statistics_network import StatisticsNetworks
 class Committee(nn.Module):
     """``config.members`` CANs and ``config.statistics_members`` networks of statistics.
 
-    Each is begun otherwise. Both kinds have the same say, however many they are. What the gate
-    takes for something else than speech, by that much has no emotion: the same probability for all.
+    Each is begun otherwise, and each has the same say. What the gate takes for something else than
+    speech, by that much has no emotion: the same probability for all.
     """
 
     def __init__(
@@ -52,21 +52,13 @@ class Committee(nn.Module):
             inputs = self.statistics.standardized(x)
             outputs = outputs + self.statistics.score(inputs)
             log_odds = None if self.statistics.gate is None else self.statistics.gate(inputs)
-        log_probabilities = [
-            torch.log_softmax(output.logits, dim=1) + math.log(share)
-            for output, share in zip(outputs, self._shares(), strict=True)
-        ]
-        mean = torch.logsumexp(torch.stack(log_probabilities), dim=0)
+        log_probabilities = [torch.log_softmax(output.logits, dim=1) for output in outputs]
+        mean = torch.logsumexp(torch.stack(log_probabilities), dim=0) - math.log(len(outputs))
         if log_odds is not None:
             mean = _taken_back(mean, log_odds)
         embedding = torch.cat([output.embedding for output in outputs], dim=1)
         attention = torch.stack([output.attention for output in outputs]).mean(0)
         return CanOutput(mean, embedding, attention)
-
-    def _shares(self) -> list[float]:
-        counts = [self.config.members, self.config.statistics_members]
-        num_kinds = sum(count > 0 for count in counts)
-        return [1.0 / (num_kinds * count) for count in counts for _ in range(count)]
 
 
 def _taken_back(log_probabilities: Tensor, log_odds: Tensor) -> Tensor:
