@@ -264,6 +264,11 @@ def test_features_without_pitch_and_voicing_are_refused(num_rows: int) -> None:
         build(num_rows=num_rows)
 
 
+def test_too_few_coefficients_are_refused() -> None:
+    with pytest.raises(ConfigError, match="13 coefficients: expected 14 or more"):
+        build(num_rows=15, num_ceps=13)
+
+
 @pytest.mark.parametrize(("width", "members"), [(-1, 2), (8, 0)])
 def test_a_gate_without_statistics_is_refused(width: int, members: int) -> None:
     with pytest.raises(ConfigError, match=f"gate_width is {width}, of {members} networks"):

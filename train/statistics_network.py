@@ -46,7 +46,7 @@ class StatisticsNetworks(nn.Module):
     voiced frames are told by their voicing.
 
     Raises:
-        ConfigError: features without pitch.
+        ConfigError: features without pitch, or with too few coefficients.
     """
 
     mean: Tensor
@@ -63,6 +63,11 @@ class StatisticsNetworks(nn.Module):
             raise ConfigError(
                 f"{config.num_rows} rows, {config.num_ceps} of them coefficients: expected pitch "
                 "and voicing below them, for a statistics network"
+            )
+        if config.num_ceps < _NUM_MODULATED:
+            raise ConfigError(
+                f"{config.num_ceps} coefficients: expected {_NUM_MODULATED} or more, for a "
+                "statistics network"
             )
         shape = (NUM_FEATURES, config.num_rows, 1)
         self.register_buffer("mean", torch.zeros(shape) if mean is None else mean.clone())
