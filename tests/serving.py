@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
-from socket import SO_SNDBUF, SOL_SOCKET, create_server
+from socket import SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, create_server
 from typing import IO, Any
 
 from websockets.exceptions import ConnectionClosedError
@@ -84,6 +84,7 @@ def serving(
     scorer: Scorer,
     *,
     send_buffer_bytes: int | None = None,
+    receive_buffer_bytes: int | None = None,
     kept: Store | None = None,
     **config: Any,
 ) -> Iterator[Running]:
@@ -91,6 +92,8 @@ def serving(
     with create_server(("127.0.0.1", 0), backlog=512) as listener:
         if send_buffer_bytes is not None:  # else the kernel grows it, to 4 MB of unread events
             listener.setsockopt(SOL_SOCKET, SO_SNDBUF, send_buffer_bytes)
+        if receive_buffer_bytes is not None:  # else the kernel grows it, to 6 or 32 MB of audio
+            listener.setsockopt(SOL_SOCKET, SO_RCVBUF, receive_buffer_bytes)
         port = listener.getsockname()[1]
         settings = ServerConfig(port=port, **config)
         process = ServerProcess(settings, lambda: nullcontext(scorer), store=kept)

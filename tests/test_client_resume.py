@@ -148,9 +148,11 @@ def test_a_session_that_is_gone_is_no_call_any_more() -> None:
         Client(line.url) as client,
     ):
         client.send(bytes(3200))
+        events = client.events()
+        assert next(events)["type"] == "ready"  # cut before, a call is begun anew, not resumed
         line.cut()
         with pytest.raises(ConnectionLostError, match="unknown_session"):
-            list(client.events())
+            list(events)
 
 
 def test_a_call_that_the_server_ended_is_not_gone_on_with() -> None:
