@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from streamer.errors import ConfigError
-from train.config import FitConfig
+from train.config import FitConfig, StatisticsFitConfig
 from train.dataset import NormalizedClip
 from train.material import Material
 from train.objective import objective
@@ -48,7 +48,8 @@ def fit_statistics(networks: StatisticsNetworks, material: Material, config: Fit
     sample = _sample(networks, material, config)
     _set_scale(networks, sample)
     with torch.no_grad():
-        inputs = networks.input_norm.eval()(sample.statistics).clamp(-5.0, 5.0)
+        networks.input_norm.eval()
+        inputs = networks.standardize(sample.statistics)
     for number in range(len(networks.members)):
         _fit_member(networks, number, inputs, sample, material, config)
     if networks.gate is not None:
@@ -113,12 +114,7 @@ def _fit_member(
     torch.manual_seed(config.seed * 100003 + number)
     num_steps = math.ceil(settings.draws_per_clip * material.num_speech / settings.batch_size)
     member = networks.members[number].train()
-    optimizer = torch.optim.AdamW(
-        member.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.epochs * num_steps, pct_start=0.2
-    )
+    optimizer, scheduler = _one_cycle(member, settings, settings.epochs * num_steps)
     attention = inputs.new_zeros(settings.batch_size, 1)
     for _ in range(settings.epochs * num_steps):
         rows = rng.choice(len(inputs), settings.batch_size, p=sample.probabilities)
@@ -144,12 +140,7 @@ def _fit_gate(gate: SpeechGate, inputs: Tensor, sample: Sample, config: FitConfi
     half = settings.batch_size // 2
     chances = sample.probabilities[: sample.num_speech]
     truth = torch.cat([torch.ones(half, 1), torch.zeros(half, 1)])
-    optimizer = torch.optim.AdamW(
-        gate.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.gate_steps, pct_start=0.2
-    )
+    optimizer, scheduler = _one_cycle(gate, settings, settings.gate_steps)
     gate.train()
     for _ in range(settings.gate_steps):
         speech = rng.choice(sample.num_speech, half, p=chances / chances.sum())
@@ -161,3 +152,14 @@ def _fit_gate(gate: SpeechGate, inputs: Tensor, sample: Sample, config: FitConfi
         optimizer.step()
         scheduler.step()
     gate.eval()
+
+
+def _one_cycle(
+    network: nn.Module, settings: StatisticsFitConfig, num_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=num_steps, pct_start=0.2
+    )

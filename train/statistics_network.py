@@ -99,7 +99,11 @@ class StatisticsNetworks(nn.Module):
 
     def standardized(self, x: Tensor) -> Tensor:
         """Take the windows' statistics, each of mean 0 and deviation 1 over the training's."""
-        inputs: Tensor = self.input_norm(self.statistics(x)).clamp(-5.0, 5.0)
+        return self.standardize(self.statistics(x))
+
+    def standardize(self, statistics: Tensor) -> Tensor:
+        """Put what :meth:`statistics` returned on one scale, and no number far off it."""
+        inputs: Tensor = self.input_norm(statistics).clamp(-5.0, 5.0)
         return inputs
 
     def score(self, inputs: Tensor) -> list[CanOutput]:
@@ -110,7 +114,7 @@ class StatisticsNetworks(nn.Module):
         return [member(inputs, attention) for member in self.members]
 
     def statistics(self, x: Tensor) -> Tensor:
-        """(n, 3, num_rows, T) -> (n, num_inputs): of each row, then of the pitch alone."""
+        """(n, 3, num_rows, T) -> (n, num_inputs): rows, pitch, correlations, modulations."""
         voicing = x[:, 0, self.config.num_ceps + _VOICING_ROW]  # (n, T)
         is_voiced = torch.sigmoid(20.0 * (voicing - 0.5)).unsqueeze(1)
         scaled = (x - self.mean) / self.deviation
@@ -237,13 +241,7 @@ class StatisticsMember(nn.Module):
     def __init__(self, config: CanConfig, num_inputs: int) -> None:
         super().__init__()
         width = config.statistics_width
-        self.hidden = nn.Sequential(
-            nn.Dropout(0.3),
-            nn.Linear(num_inputs, width, bias=False),
-            nn.BatchNorm1d(width),
-            nn.ReLU(),
-            nn.Dropout(0.5),
-        )
+        self.hidden = nn.Sequential(*_hidden(num_inputs, width, 0.3, 0.5))
         self.classifier = nn.Linear(width, config.num_labels)
         self.emotions = nn.Linear(width, config.num_emotions) if config.num_emotions else None
 
@@ -259,19 +257,23 @@ class SpeechGate(nn.Module):
 
     def __init__(self, num_inputs: int, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Dropout(0.1),
-            nn.Linear(num_inputs, width, bias=False),
-            nn.BatchNorm1d(width),
-            nn.ReLU(),
-            nn.Dropout(0.3),
-            nn.Linear(width, 1),
-        )
+        self.layers = nn.Sequential(*_hidden(num_inputs, width, 0.1, 0.3), nn.Linear(width, 1))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Standardised statistics (n, num_inputs) -> log odds that it is speech, (n, 1)."""
         log_odds: Tensor = self.layers(inputs)
         return log_odds
+
+
+def _hidden(num_inputs: int, width: int, before: float, after: float) -> list[nn.Module]:
+    """One hidden layer, and the shares that are dropped before and after it."""
+    return [
+        nn.Dropout(before),
+        nn.Linear(num_inputs, width, bias=False),
+        nn.BatchNorm1d(width),
+        nn.ReLU(),
+        nn.Dropout(after),
+    ]
 
 
 def _deviation(rows: Tensor) -> Tensor:
