@@ -157,7 +157,7 @@ class Hub:
             is_theirs = stored is not None and stored.record.owner == owner
             if stored is not None and is_theirs and live is None and not self._is_draining:
                 return self._revive(stored, resume, peer)
-        if live is None or live.record.owner != owner:
+        if live is None or not live.may_return or live.record.owner != owner:
             raise PeerError(
                 "no such session, or not any more: expected one that was cut off less than "
                 f"{self.config.resume_timeout_s:g} s ago, and the token that began it",

@@ -244,6 +244,11 @@ class LiveCall:
         if before is not None:
             before.replace()
 
+    @property
+    def may_return(self) -> bool:
+        """Whether a peer may come back to it at all, also where its loss is not noticed yet."""
+        return self._resume_timeout_s > 0
+
     def is_heard_by(self, listener: Listener) -> bool:
         """Whether this is who is connected."""
         return self._listener is listener
@@ -254,7 +259,7 @@ class LiveCall:
             return
         self._listener = None
         self._told.set()
-        if may_return and self._resume_timeout_s > 0:
+        if may_return and self.may_return:
             self._timer = self._loop.call_later(self._resume_timeout_s, self.give_up)
         elif self.is_over:
             self._on_over(self, True)

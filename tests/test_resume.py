@@ -228,6 +228,16 @@ def test_who_does_not_come_back_is_lost(log: pytest.LogCaptureFixture) -> None:
     assert (error.code, close_code) == ("unknown_session", 1008)
 
 
+def test_where_nobody_may_come_back_nobody_takes_over_either() -> None:
+    with serving(FakeScorer(CARD), resume_timeout_s=0.0) as running:
+        caller = Caller(running, PCM)
+        connection = caller.begin()
+        error, close_code = refused(running, session=caller.session, seq=0)
+        assert (error.code, close_code) == ("unknown_session", 1008)
+        caller.finish(connection)
+    assert_same_events(caller.heard, EXPECTED)
+
+
 def test_what_has_arrived_is_not_told_again(server: Running) -> None:
     caller = Caller(server, PCM)
     connection = caller.begin()
