@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import statistics
 import sys
 import time
@@ -234,11 +235,17 @@ def to_onnx(network: Network, path: Path) -> None:
 
 
 def _halve(proto: onnx.ModelProto) -> None:
-    """Store large weights that are float16's numbers as such, and cast them: nothing is lost.
+    """Store large tensors that are float16's numbers as such, and cast them: nothing is lost.
 
     ONNX Runtime casts them once, when it loads the file.
     """
     graph = proto.graph
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        tensor = node.attribute[0].t
+        if math.prod(tensor.dims) >= LARGE:
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+            graph.node.remove(node)
     for place, item in enumerate(graph.initializer):
         value = onnx.numpy_helper.to_array(item)
         half = value.astype(np.float16)

@@ -99,7 +99,7 @@ def test_a_model_is_adapted_and_says_what_it_was_adapted_to(
     files = ["--manifest", str(manifest), "-o", str(output), "--card", str(page)]
     run(str(model), *files, "--licence", "ours alone", "--epochs", "4")
     said = capsys.readouterr().err
-    assert "on 24 utterances of 3 speakers whom it had not heard UAR went from" in said
+    assert "on 24 utterances of 3 speakers held out of the adapting UAR went from" in said
     assert "torch and ONNX Runtime differ by" in said
     card: Card = Model.load(output, provider="cpu").card
     assert card.name == "mine"

@@ -85,7 +85,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes | None)
 
 
 def test_the_best_is_not_what_a_training_resumes_from(run: Path) -> None:
-    with pytest.raises(ConfigError, match="learner, state"):
+    with pytest.raises(ConfigError, match="learners, state"):
         read_resumable(run / "fold0" / "best.pt")
 
 

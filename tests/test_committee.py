@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from streamer.errors import ConfigError
 from streamer.features import FeatureConfig
 from streamer.model import Model
 from train.can import CanConfig, CascadedAttentionNetwork, count_parameters
-from train.checkpoint import Checkpoint, halved
+from train.checkpoint import LARGE, Checkpoint, halved
 from train.committee import Committee, build_can
 from train.config import FitConfig
 
@@ -138,7 +140,8 @@ def test_every_member_takes_the_features_statistics_off() -> None:
     assert "members.1.deviation" in missing and "statistics.deviation" in missing
     x = windows()
     with torch.inference_mode():
-        expected, found = plain.can_outputs(x), shifted.can_outputs(deviation * x + mean)
+        expected = [can(x) for can in plain.cans]
+        found = [can(deviation * x + mean) for can in shifted.cans]
         rows, same_rows = (
             network.statistics.statistics(y)[:, : 14 * NUM_ROWS].reshape(3, 14, NUM_ROWS)  # type: ignore[union-attr]
             for network, y in ((plain, x), (shifted, deviation * x + mean))
@@ -198,6 +201,10 @@ def test_rounded_weights_take_half_the_room_and_come_back(tmp_path: Path) -> Non
         for weight in network.parameters():
             weight.copy_(halved(weight))
     to_onnx(network, tmp_path / "rounded.onnx")
+    graph = onnx.load(tmp_path / "rounded.onnx").graph
+    constants = [node.attribute[0].t for node in graph.node if node.op_type == "Constant"]
+    tensors = [item for item in (*graph.initializer, *constants) if math.prod(item.dims) >= LARGE]
+    assert tensors and {item.data_type for item in tensors} == {onnx.TensorProto.FLOAT16}
     saved = (tmp_path / "whole.onnx").stat().st_size - (tmp_path / "rounded.onnx").stat().st_size
     assert saved == pytest.approx(2 * 2 * 16 * statistics.num_inputs, abs=1000)
     again = committee(1, 2)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from streamer.arrays import Samples
 from tests.made_up_corpus import make_corpus
 from train.conditions import Surroundings
 from train.copies import COPIES, copy_samples, noise_of, noise_utterances
@@ -57,15 +58,37 @@ def test_speed_changes_by_as_much_as_it_says(
     assert low - 0.006 <= min(speeds) < max(speeds) <= high + 0.006
 
 
-def test_some_telephones_have_a_band_and_some_have_not(corpus: list[Utterance]) -> None:
-    def low_power(utterance: Utterance, copy: str) -> float:
-        samples = copy_samples(utterance, copy, Surroundings())
-        power = np.abs(np.fft.rfft(samples)) ** 2
-        hertz = np.fft.rfftfreq(len(samples), 1 / 16_000)
-        return float(power[hertz < 200].sum())
+def low_power(samples: Samples) -> float:
+    power = np.abs(np.fft.rfft(samples)) ** 2
+    return float(power[np.fft.rfftfreq(len(samples), 1 / 16_000) < 200].sum())
 
-    kept = [low_power(item, "telephone") / low_power(item, "clean") for item in corpus]
-    assert min(kept) < 0.3 and max(kept) > 0.7
+
+def test_only_the_public_network_takes_what_is_low(corpus: list[Utterance]) -> None:
+    for item in corpus:
+        telephone, voip = (
+            low_power(copy_samples(item, copy, Surroundings())) / low_power(read_samples(item))
+            for copy in ("telephone", "voip")
+        )
+        assert telephone < 0.3 and voip > 0.7
+
+
+def test_speeds_go_by_either_network_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "noise.wav"
+    soundfile.write(path, rng.normal(0, 0.1, 16_000), 16_000)
+    kinds = set()
+    for number in range(60):  # draws follow from the id, so as many utterances as draws
+        utterance = Utterance(
+            path=path, corpus="x", speaker="y", label=None, duration_s=1.0, name=f"{number}"
+        )
+        power = np.abs(np.fft.rfft(copy_samples(utterance, "slow", Surroundings()))) ** 2
+        hertz = np.fft.rfftfreq(len(power) * 2 - 2, 1 / 16_000)
+        low, middle, high = (
+            power[(hertz >= a) & (hertz < b)].mean()
+            for a, b in ((0, 150), (500, 3000), (5000, 6500))
+        )
+        kinds.add((bool(low > 0.5 * middle), bool(high > 0.1 * middle)))
+    assert kinds == {(True, True), (True, False), (False, False)}
 
 
 def test_noise_is_as_loud_as_it_says(corpus: list[Utterance], surroundings: Surroundings) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from streamer.errors import ConfigError
 from streamer.features import FeatureConfig
@@ -15,19 +16,21 @@ from tests.made_up_corpus import TINY, make_corpus
 from tests.test_conditions import write_aux
 from train.checkpoint import LARGE
 from train.config import FitConfig, StatisticsFitConfig
+from train.dataset import NormalizedClip
 from train.loop import fit
-from train.material import Material, prepare
+from train.material import Material, draw_epoch, prepare
 from train.splits import Split, speaker_folds
 from train.statistics_fit import fit_statistics
 from train.statistics_network import StatisticsNetworks
 
+NUM_CEPS = 26
 CONFIG: FitConfig = replace(
     TINY,
     epochs=1,
     telephone=0.25,
     network=replace(TINY.network, num_rows=28, statistics_members=2, statistics_width=16),
     features=FeatureConfig(num_pitch=2),
-    statistics=StatisticsFitConfig(epochs=30, batch_size=16, learning_rate=1e-2),
+    statistics=StatisticsFitConfig(epochs=100, batch_size=16, learning_rate=1e-2),
 )
 
 
@@ -92,6 +95,34 @@ def test_statistics_have_one_scale_over_what_is_drawn(
     np.testing.assert_allclose(norm.running_var.numpy(), variance, rtol=2e-2, atol=1e-2)
 
 
+def test_windows_anywhere_hear_what_is_around_speech(material: Material) -> None:
+    def marked(clip: NormalizedClip) -> NormalizedClip:
+        frames = clip.frames.copy()
+        frames[: clip.spans[:, 0].min(), 0, :26] += 1000.0
+        frames[clip.spans[:, 1].max() :, 0, :26] += 1000.0
+        return replace(clip, frames=frames)
+
+    around = replace(
+        material,
+        train={key: [marked(clip) for clip in clips] for key, clips in material.train.items()},
+    )
+    means = {}
+    for share in (0.0, 0.25, 1.0):
+        settings = replace(CONFIG.statistics, epochs=1, anywhere=share)
+        networks = begin(material)
+        fit_statistics(networks, around, replace(CONFIG, statistics=settings))
+        assert networks.input_norm.running_mean is not None
+        means[share] = networks.input_norm.running_mean[:NUM_CEPS].double()
+    plain = begin(material)
+    fit_statistics(
+        plain, material, replace(CONFIG, statistics=replace(CONFIG.statistics, epochs=1))
+    )
+    assert plain.input_norm.running_mean is not None
+    np.testing.assert_array_equal(means[0.0], plain.input_norm.running_mean[:NUM_CEPS])
+    assert (means[1.0] > means[0.0] + 0.5).all()
+    np.testing.assert_allclose(means[0.25], 0.75 * means[0.0] + 0.25 * means[1.0], rtol=1e-4)
+
+
 def test_a_seed_decides_and_members_differ(fitted: StatisticsNetworks, material: Material) -> None:
     again = begin(material)
     fit_statistics(again, material, CONFIG)
@@ -141,31 +172,54 @@ def test_a_gate_without_noise_to_learn_from_is_refused() -> None:
         replace(CONFIG, network=replace(CONFIG.network, gate_width=8))
 
 
+def kept(path: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]
+    return found
+
+
 def test_cans_are_trained_beside_as_if_alone(split: Split, cache: Path, tmp_path: Path) -> None:
+    many = replace(CONFIG, network=replace(CONFIG.network, members=2))
     alone = replace(CONFIG, network=replace(CONFIG.network, statistics_members=0))
-    fit(split, CONFIG, tmp_path / "committee", cache)
+    fit(split, many, tmp_path / "committee", cache)
     fit(split, alone, tmp_path / "alone", cache)
-    committee, can = (
-        torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]
-        for name in ("committee", "alone")
-    )
+    committee, can = kept(tmp_path / "committee/last.pt"), kept(tmp_path / "alone/last.pt")
     assert any(key.startswith("statistics.members.1.") for key in committee)
     for key, value in can.items():
         assert torch.equal(committee[f"members.0.{key}"], value), key
+    differing = {
+        key for key, value in can.items() if not torch.equal(committee[f"members.1.{key}"], value)
+    }
+    assert {"classifier.weight", "blstm.weight_ih_l0"} <= differing
 
 
-def test_a_resumed_training_keeps_the_statistics_networks(
-    split: Split, cache: Path, tmp_path: Path
+def test_another_can_learns_from_draws_of_its_own(
+    split: Split, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def model(name: str) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = torch.load(tmp_path / name, weights_only=True)["model"]
-        return found
+    drawn: list[tuple[int, int]] = []
 
-    fit(split, replace(CONFIG, epochs=2), tmp_path / "whole", cache)
+    def draw(
+        material: Material, config: FitConfig, epoch: int
+    ) -> tuple[torch.Tensor, NDArray[np.intp]]:
+        drawn.append((config.seed, epoch))
+        return draw_epoch(material, config, epoch)
+
+    monkeypatch.setattr("train.loop.draw_epoch", draw)
+    network = replace(CONFIG.network, members=2, statistics_members=0)
+    fit(split, replace(CONFIG, epochs=2, network=network), tmp_path, cache)
+    assert len(drawn) == len(set(drawn)) == 4
+    assert [epoch for _, epoch in drawn] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("num_cans", [1, 2])
+def test_a_resumed_training_keeps_the_statistics_networks(
+    split: Split, cache: Path, tmp_path: Path, num_cans: int
+) -> None:
+    config = replace(CONFIG, epochs=2, network=replace(CONFIG.network, members=num_cans))
+    fit(split, config, tmp_path / "whole", cache)
     with pytest.raises(KeyboardInterrupt):
-        fit(split, replace(CONFIG, epochs=2), tmp_path / "cut", cache, report=_interrupt)
-    fit(split, replace(CONFIG, epochs=2), tmp_path / "cut", cache)
-    whole, cut = model("whole/last.pt"), model("cut/last.pt")
+        fit(split, config, tmp_path / "cut", cache, report=_interrupt)
+    fit(split, config, tmp_path / "cut", cache)
+    whole, cut = kept(tmp_path / "whole/last.pt"), kept(tmp_path / "cut/last.pt")
     assert all(torch.equal(cut[key], value) for key, value in whole.items())
 
 

@@ -93,7 +93,7 @@ class Verdict:
         points = 100 * (self.after - self.before)
         low, high = (100 * value for value in self.interval)
         found = (
-            f"on {self.utterances} utterances of {self.speakers} speakers whom it had not heard "
+            f"on {self.utterances} utterances of {self.speakers} speakers held out of the adapting "
             f"UAR went from {self.before:.3f} to {self.after:.3f}: {points:+.1f} points, 95 % "
             f"interval {low:+.1f} to {high:+.1f}"
         )

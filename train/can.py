@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
@@ -342,9 +342,14 @@ class CascadedAttentionNetwork(nn.Module):
         """Return the one output, as a committee of one."""
         return [self(x)]
 
-    def can_outputs(self, x: Tensor) -> list[CanOutput]:
-        """Return the one output, as a committee of one."""
-        return [self(x)]
+    @property
+    def cans(self) -> list[CascadedAttentionNetwork]:
+        """The one CAN, as a committee of one."""
+        return [self]
+
+    def with_cans(self, cans: Sequence[nn.Module]) -> nn.Module:
+        """Return the one of ``cans``, as a committee of one."""
+        return cans[0]
 
     def forward(self, x: Tensor) -> CanOutput:
         """Score windows (n, 3, num_rows, T), features as they come from the front end."""

@@ -98,7 +98,7 @@ def read_resumable(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, or not such a checkpoint.
     """
-    return _read(path, (*_KEYS, "learner", "state"))
+    return _read(path, (*_KEYS, "learners", "state"))
 
 
 def num_epochs_done(folder: Path) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -33,13 +35,20 @@ class Committee(nn.Module):
             StatisticsNetworks(config, mean, deviation) if config.statistics_members else None
         )
 
-    def can_outputs(self, x: Tensor) -> list[CanOutput]:
-        """Return each CAN's own output for windows (n, 3, num_rows, T)."""
-        return [member(x) for member in self.members]
+    @property
+    def cans(self) -> list[nn.Module]:
+        """The CANs among the members."""
+        return [*self.members]
+
+    def with_cans(self, cans: Sequence[nn.Module]) -> Committee:
+        """Return a copy of the committee in which ``cans`` themselves are the CANs."""
+        other = copy.deepcopy(self)
+        other.members = nn.ModuleList(cans)
+        return other
 
     def outputs(self, x: Tensor) -> list[CanOutput]:
         """Return each member's own output for windows (n, 3, num_rows, T)."""
-        outputs = self.can_outputs(x)
+        outputs = [can(x) for can in self.cans]
         return outputs if self.statistics is None else outputs + self.statistics(x)
 
     def forward(self, x: Tensor) -> CanOutput:
@@ -47,7 +56,7 @@ class Committee(nn.Module):
 
         The embedding is the members' side by side, the attention their mean.
         """
-        outputs, log_odds = self.can_outputs(x), None
+        outputs, log_odds = [can(x) for can in self.cans], None
         if self.statistics is not None:
             inputs = self.statistics.standardized(x)
             outputs = outputs + self.statistics.score(inputs)

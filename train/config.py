@@ -24,7 +24,9 @@ from train.loss import JointLossConfig
 class StatisticsFitConfig:
     """How networks of statistics are trained: AdamW, one cycle, mixup of statistics.
 
-    The gate has ``gate_steps`` batches, half of them speech and half noise alone.
+    A share ``anywhere`` of the draws are windows that begin anywhere in an utterance, in the
+    silence around its speech too: where a turn begins and ends depends on the detector. The gate
+    has ``gate_steps`` batches, half of them speech and half noise alone.
     """
 
     epochs: int = 30
@@ -33,6 +35,7 @@ class StatisticsFitConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     mixup: float = 0.4
+    anywhere: float = 0.0
     gate_steps: int = 800
 
 
@@ -54,13 +57,14 @@ class FitConfig:
     ``windows_per_clip`` windows of each clip are drawn anew every epoch among those that serving
     would score, a share ``answers`` of them among those that a turn's answer comes from; a share
     ``warm`` from a channel on which the speaker has spoken before; ``augment`` changes each draw.
-    ``telephone``, ``slow``, ``fast``, ``noise`` and ``room`` are shares of draws from copies (see
-    ``train.copies``), the rest is clean; ``noise_alone``, as a share of the speech's, are draws of
-    noise without speech, which is to have no emotion: the same probability for all. ``mixup`` is
-    the beta distribution's parameter, 0 for none. Each window weighs as much as its corpus and
-    emotion are rare, to the power ``balance``. ``emotion_weight`` is that of a second classifier's
-    loss, over all emotions that the corpora have a word for: with it, utterances of those that are
-    not among the four train, too. ``clip_gradient`` bounds the gradient's norm, 0 for no bound.
+    ``telephone``, ``voip``, ``slow``, ``fast``, ``noise`` and ``room`` are shares of draws from
+    copies (see ``train.copies``), the rest is clean; ``noise_alone``, as a share of the speech's,
+    are draws of noise without speech, which is to have no emotion: the same probability for all.
+    ``mixup`` is the beta distribution's parameter, 0 for none. Each window weighs as much as its
+    corpus and emotion are rare, to the power ``balance``. ``emotion_weight`` is that of a second
+    classifier's loss, over all emotions that the corpora have a word for: with it, utterances of
+    those that are not among the four train, too. ``clip_gradient`` bounds the gradient's norm, 0
+    for no bound.
     ``precision`` is that of the forward and backward pass; weights are float32. ``schedule`` is
     ``constant`` or ``onecycle``; the last epoch and each ``validate_every``-th one are validated,
     and training stops after ``patience`` epochs without a better
@@ -95,6 +99,7 @@ class FitConfig:
     telephone: float = 0.4
     slow: float = 0.0
     fast: float = 0.0
+    voip: float = 0.0
     noise: float = 0.0
     room: float = 0.0
     noise_alone: float = 0.0

@@ -38,7 +38,7 @@ class Contours(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the bands' log energies, then the spectrum's shape."""
-        bands = torch.einsum("nfct,cb->nfbt", x, self.basis)
+        bands = self.basis.T @ x
         shape = self._shape(bands[:, 0], bands[:, 1], x[:, 1])
         delta = _delta(shape)
         shapes = torch.stack([shape, delta, _delta(delta)], dim=1)

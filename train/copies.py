@@ -1,9 +1,10 @@
 """What a training hears of each utterance besides the utterance: the same words, otherwise.
 
-``slow`` and ``fast`` play it at 0.86 to 0.95 and 1.05 to 1.16 of its speed, pitch and all, as
-another speaker's (a third of them by telephone); ``noise`` adds a noise 5 to 25 dB below it,
-``room`` plays it in a room, ``telephone`` sends it through one. Each utterance has one copy of a
-kind, whose draws follow from its id.
+``telephone`` sends it over the public network (300 to 3400 Hz), ``voip`` over the internet, which
+keeps what is lower: both at 8 kHz in G.711. ``slow`` and ``fast`` play it at 0.86 to 0.95 and 1.05
+to 1.16 of its speed, pitch and all, as another speaker's (a third of them over either network);
+``noise`` adds a noise 5 to 25 dB below it, ``room`` plays it in a room. Each utterance has one copy
+of a kind, whose draws follow from its id.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from train.corpora import CorpusError, Utterance, read_samples
 from train.splits import NUM_FOLDS
 from train.telephone import telephone
 
-COPIES = ("clean", "telephone", "slow", "fast", "noise", "room")
+COPIES = ("clean", "telephone", "slow", "fast", "noise", "room", "voip")
 NOISE_CORPUS = "noise"
 """Corpus of the utterances that are noise and nothing else."""
 
@@ -42,12 +43,15 @@ def copy_samples(utterance: Utterance, copy: str, surroundings: Surroundings) ->
     rng = np.random.default_rng([_seed(utterance), COPIES.index(copy)])
     law = int(rng.integers(2))
     if copy == "telephone":
-        # Half of them keep what is under 300 Hz, as telephony over the internet does.
-        return telephone(samples, law) if rng.random() < 0.5 else by_telephone(samples, law)
+        return by_telephone(samples, law)
+    if copy == "voip":
+        return telephone(samples, law)
     if copy in _SPEEDS:
         percent = round(100 * rng.uniform(*_SPEEDS[copy]))
-        samples = resample_poly(samples, 100, percent).astype(np.float32)
-        return telephone(samples, law) if rng.random() < _TELEPHONE_SHARE else samples
+        other: Samples = resample_poly(samples, 100, percent).astype(np.float32)
+        if rng.random() >= _TELEPHONE_SHARE:
+            return other
+        return telephone(other, law) if rng.random() < 0.5 else by_telephone(other, law)
     if copy == "noise" and surroundings.noises:
         noise = sound(surroundings.noises[noise_of(utterance, surroundings)])
         return in_noise(samples, noise, rng.uniform(*_SNR_DB), int(rng.integers(2**31)))

@@ -29,7 +29,7 @@ from train.corpora import LABELS, CorpusError, Utterance
 
 STARTS = ("cold", "warm")
 _WARM_UTTERANCES = 2
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 _NOWHERE = Surroundings()
 
 

@@ -1,8 +1,9 @@
 """The training loop, read from top to bottom: draw windows, step, validate, keep the best, resume.
 
-Networks of statistics are trained before (see ``train.statistics_fit``); CANs are what is left.
-Every epoch's draws come from (seed, epoch) alone and everything else is in the checkpoint, so a
-training that was cut off ends with the same weights as one that was not.
+Networks of statistics are trained before (see ``train.statistics_fit``); CANs are what is left,
+each with draws and an optimiser of its own. Every epoch's draws come from (seed, epoch) alone and
+everything else is in the checkpoint, so a training that was cut off ends with the same weights as
+one that was not.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from streamer.errors import ConfigError
 from streamer.smoothing import softmax
+from train.can import CascadedAttentionNetwork
 from train.checkpoint import halved, read_resumable
 from train.committee import Committee, build_can
 from train.config import FitConfig, config_to_dict
@@ -34,6 +36,9 @@ from train.objective import objective
 from train.splits import Split
 from train.statistics_fit import fit_statistics
 from train.truth import mix
+
+_SEEDS_APART = 1000
+"""Between the seeds of a committee's CANs, so that no other training of theirs draws alike."""
 
 
 class Learner:
@@ -90,6 +95,35 @@ class Learner:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+
+
+class Learners:
+    """The CANs of a network, each of which learns by itself; all else in it stays as it is."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        network: CascadedAttentionNetwork | Committee,
+        steps_per_epoch: int,
+    ) -> None:
+        self.network = network
+        self.each = [Learner(config, can, steps_per_epoch) for can in network.cans]
+        self.kept = network.with_cans([learner.average.module for learner in self.each])
+        """The network with averaged weights: what is validated, saved and served."""
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed training needs."""
+        return {
+            "network": self.network.state_dict(),
+            "learners": [learner.state() for learner in self.each],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state`."""
+        self.network.load_state_dict(state["network"])
+        self.kept.load_state_dict(state["network"])
+        for learner, own in zip(self.each, state["learners"], strict=True):
+            learner.load(own)
 
 
 def _optimizer(config: FitConfig, network: torch.nn.Module) -> torch.optim.Optimizer:
@@ -165,22 +199,21 @@ def fit(
     material = prepare(split, config, cache, aux)
     if material.num_without_speech:
         note(f"left out {material.num_without_speech} utterances in which no speech was found")
-    learner = _begin(material, config, device, is_new=not (folder / "last.pt").is_file())
-    state = _resume(folder / "last.pt", config, learner)
+    learners = _begin(material, config, device, is_new=not (folder / "last.pt").is_file())
+    state = _resume(folder / "last.pt", config, learners)
     while state["epoch"] < config.num_epochs and state["stale"] < config.patience:
         epoch, started = state["epoch"], time.monotonic()
-        torch.manual_seed(config.seed * 100003 + epoch)
-        losses = _run_epoch(learner, material, config, epoch, device, advance)
+        losses = _run_epoch(learners, material, config, epoch, device, advance)
         line: dict[str, Any] = {"epoch": epoch, **losses}
         is_last = epoch + 1 == config.num_epochs
         if material.validation and (is_last or (epoch + 1) % config.validate_every == 0):
-            line["validation"] = validation_uar(learner.kept, material.validation, config, device)
+            line["validation"] = validation_uar(learners.kept, material.validation, config, device)
         is_best = _count_epoch(state, line, has_validation=bool(material.validation))
         line["seconds"] = round(time.monotonic() - started, 1)
-        contents = _contents(split, config, material, learner, line)
+        contents = _contents(split, config, material, learners.kept, line)
         if is_best:
             _write(folder / "best.pt", contents)
-        _write(folder / "last.pt", {**contents, "learner": learner.state(), "state": state})
+        _write(folder / "last.pt", {**contents, "learners": learners.state(), "state": state})
         with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         report(line)
@@ -188,7 +221,7 @@ def fit(
     return dict(state)
 
 
-def _begin(material: Material, config: FitConfig, device: str, *, is_new: bool) -> Learner:
+def _begin(material: Material, config: FitConfig, device: str, *, is_new: bool) -> Learners:
     torch.manual_seed(config.seed)
     num_emotions = len(material.truth.emotion_names) if config.emotion_weight else 0
     network = build_can(
@@ -202,7 +235,7 @@ def _begin(material: Material, config: FitConfig, device: str, *, is_new: bool) 
     num_windows = material.num_speech * config.windows_per_clip
     if len(material.train["clean", "cold"]) > material.num_speech:
         num_windows += round(config.noise_alone * num_windows)
-    return Learner(config, network, math.ceil(num_windows / config.batch_size))
+    return Learners(config, network, math.ceil(num_windows / config.batch_size))
 
 
 def _count_epoch(state: dict[str, Any], line: dict[str, Any], *, has_validation: bool) -> bool:
@@ -219,13 +252,17 @@ def _count_epoch(state: dict[str, Any], line: dict[str, Any], *, has_validation:
 
 
 def _contents(
-    split: Split, config: FitConfig, material: Material, learner: Learner, line: dict[str, Any]
+    split: Split,
+    config: FitConfig,
+    material: Material,
+    network: torch.nn.Module,
+    line: dict[str, Any],
 ) -> dict[str, Any]:
     """All that a checkpoint says of a network; ``training_data`` counts the split as given.
 
     The classifier of other emotions is left out: it has done its work.
     """
-    weights = learner.kept.state_dict()
+    weights = network.state_dict()
     return {
         "config": config_to_dict(config),
         "model": {key: halved(value) for key, value in weights.items() if "emotions." not in key},
@@ -238,15 +275,36 @@ def _contents(
 
 
 def _run_epoch(
-    learner: Learner,
+    learners: Learners,
     material: Material,
     config: FitConfig,
     epoch: int,
     device: str,
     advance: Callable[[float], None],
 ) -> dict[str, float]:
+    """Teach each CAN for one epoch; return the mean of their losses."""
+    losses = np.zeros(3)
+    for number in range(len(learners.each)):
+        losses += _teach(learners, number, material, config, epoch, device, advance)
+    total_loss, cross_entropy, triplet = (losses / len(learners.each)).round(5).tolist()
+    return {"loss": total_loss, "cross_entropy": cross_entropy, "triplet": triplet}
+
+
+def _teach(
+    learners: Learners,
+    number: int,
+    material: Material,
+    config: FitConfig,
+    epoch: int,
+    device: str,
+    advance: Callable[[float], None],
+) -> NDArray[np.float64]:
+    """Show one CAN an epoch's draws; return its mean loss, cross-entropy and triplet loss."""
+    learner, num_cans = learners.each[number], len(learners.each)
+    seed = config.seed + _SEEDS_APART * number
+    torch.manual_seed(seed * 100003 + epoch)
     learner.network.train()
-    windows, clips = draw_epoch(material, config, epoch)
+    windows, clips = draw_epoch(material, replace(config, seed=seed), epoch)
     sums = np.zeros(3)
     num_steps = 0
     for first in range(0, len(windows), config.batch_size):
@@ -255,23 +313,23 @@ def _run_epoch(
         if config.mixup:
             batch, truth = mix(batch, truth, config.mixup)
         with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            outputs = learner.network.can_outputs(batch)  # type: ignore[operator]
-        losses = torch.stack([objective(output, truth, config) for output in outputs])
-        learner.step(losses[:, 0].sum())
-        sums += losses.detach().mean(0).cpu().numpy()
+            output = learner.network(batch)
+        losses = objective(output, truth, config)
+        learner.step(losses[0])
+        sums += losses.detach().cpu().numpy()
         num_steps += 1
-        advance((epoch + (first + len(batch)) / len(windows)) / config.num_epochs)
-    total_loss, cross_entropy, triplet = (sums / num_steps).round(5).tolist()
-    return {"loss": total_loss, "cross_entropy": cross_entropy, "triplet": triplet}
+        share = (number + (first + len(batch)) / len(windows)) / num_cans
+        advance((epoch + share) / config.num_epochs)
+    return sums / num_steps
 
 
-def _resume(path: Path, config: FitConfig, learner: Learner) -> dict[str, Any]:
+def _resume(path: Path, config: FitConfig, learners: Learners) -> dict[str, Any]:
     if not path.is_file():
         return {"epoch": 0, "best": -math.inf, "stale": 0}
     stored = read_resumable(path)
     if stored["config"] != config_to_dict(config):
         raise ConfigError(f"{path} is a training of another configuration: expected the same one")
-    learner.load(stored["learner"])
+    learners.load(stored["learners"])
     state: dict[str, Any] = stored["state"]
     return state
 

@@ -6,8 +6,9 @@ of statistics. Statistics of a mixture of windows are those of no voice.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from streamer.arrays import WindowFeatures
 from streamer.errors import ConfigError
+from streamer.windows import cut_window
 from train.config import FitConfig, StatisticsFitConfig
 from train.dataset import NormalizedClip
 from train.material import Material
@@ -59,37 +62,63 @@ def fit_statistics(networks: StatisticsNetworks, material: Material, config: Fit
 
 def _sample(networks: StatisticsNetworks, material: Material, config: FitConfig) -> Sample:
     """Take statistics of cold windows in all conditions; noise alone is drawn by its own share."""
+    rng = np.random.default_rng(config.seed)
+    anywhere = config.statistics.anywhere
     parts, owners, probabilities = [], [], []
+
+    def add(windows: Iterable[tuple[int, WindowFeatures]], share: float, start: int = 0) -> None:
+        """Let windows be drawn with a share in all, each clip as often as another."""
+        statistics, rows = _statistics_of(networks, windows)
+        clips, counts = np.unique(rows, return_inverse=True, return_counts=True)[1:]
+        parts.append(statistics)
+        owners.append(rows + start)
+        probabilities.append(share / counts[clips] / len(counts))
+
     for condition, share in config.shares.items():
         clips = material.train[condition, "cold"][: material.num_speech]
-        statistics, rows = _statistics_of(networks, clips, config, _WINDOWS_PER_CLIP)
-        parts.append(statistics)
-        owners.append(rows)
-        probabilities.append(share / np.bincount(rows, minlength=len(clips))[rows] / len(clips))
+        add(_answers(clips, config, _WINDOWS_PER_CLIP), share * (1.0 - anywhere))
+        if anywhere:
+            add(_anywhere(clips, config, rng), share * anywhere)
     num_speech = sum(map(len, owners))
     noises = material.train["clean", "cold"][material.num_speech :]
     if noises and config.noise_alone:
-        statistics, rows = _statistics_of(networks, noises, config, _WINDOWS_PER_NOISE)
-        parts.append(statistics)
-        owners.append(rows + material.num_speech)
-        probabilities.append(np.full(len(rows), config.noise_alone / len(rows)))
+        add(_answers(noises, config, _WINDOWS_PER_NOISE), config.noise_alone, material.num_speech)
     chances = np.concatenate(probabilities)
     return Sample(torch.cat(parts), np.concatenate(owners), chances / chances.sum(), num_speech)
 
 
-@torch.no_grad()
-def _statistics_of(
-    networks: StatisticsNetworks, clips: Sequence[NormalizedClip], config: FitConfig, most: int
-) -> tuple[Tensor, NDArray[np.intp]]:
-    windows, owners, found = [], [], []
+def _answers(
+    clips: Sequence[NormalizedClip], config: FitConfig, most: int
+) -> Iterator[tuple[int, WindowFeatures]]:
+    """Windows that a turn's answer comes from, at most ``most`` a clip, and whose they are."""
     for owner, clip in enumerate(clips):
         count = min(most, len(clip.answers))
         for place in np.linspace(0, len(clip.answers) - 1, count).round().astype(int):
-            windows.append(clip.window(int(clip.answers[place]), config.window.num_frames))
-            owners.append(owner)
-        if len(windows) >= _CHUNK or owner + 1 == len(clips):
-            found.append(networks.statistics(torch.from_numpy(np.stack(windows))))
-            windows = []
+            yield owner, clip.window(int(clip.answers[place]), config.window.num_frames)
+
+
+def _anywhere(
+    clips: Sequence[NormalizedClip], config: FitConfig, rng: np.random.Generator
+) -> Iterator[tuple[int, WindowFeatures]]:
+    """A window of each clip that begins anywhere, in the silence around its speech too."""
+    num_frames = config.window.num_frames
+    for owner, clip in enumerate(clips):
+        start = int(rng.integers(max(1, len(clip.frames) - num_frames + 1)))
+        frames = clip.frames[start : start + num_frames].astype(np.float32)
+        yield owner, cut_window(frames, num_frames)
+
+
+@torch.no_grad()
+def _statistics_of(
+    networks: StatisticsNetworks, windows: Iterable[tuple[int, WindowFeatures]]
+) -> tuple[Tensor, NDArray[np.intp]]:
+    owners: list[int] = []
+    found = []
+    left = iter(windows)
+    while chunk := list(itertools.islice(left, _CHUNK)):
+        owners += [owner for owner, _ in chunk]
+        stacked = np.stack([window for _, window in chunk])
+        found.append(networks.statistics(torch.from_numpy(stacked)))
     return torch.cat(found), np.array(owners)
 
 
