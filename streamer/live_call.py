@@ -93,6 +93,7 @@ class LiveCall:
         self.num_events = self.num_turns = 0
         self._scorer, self._pressure = scorer, pressure
         self._resume_timeout_s = resume_timeout_s
+        self.may_return = resume_timeout_s > 0  # also while its loss is not noticed yet
         self._on_event, self._on_over = on_event, on_over
         self._loop = asyncio.get_running_loop()
         self._inputs: deque[CallInput | PeerError | _End] = deque()
@@ -243,11 +244,6 @@ class LiveCall:
         self._told.set()
         if before is not None:
             before.replace()
-
-    @property
-    def may_return(self) -> bool:
-        """Whether a peer may come back to it at all, also where its loss is not noticed yet."""
-        return self._resume_timeout_s > 0
 
     def is_heard_by(self, listener: Listener) -> bool:
         """Whether this is who is connected."""

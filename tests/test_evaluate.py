@@ -40,7 +40,6 @@ from train.listening import Group, Heard, Scorer, hear, listen
 from train.loop import score_clips
 from train.results import card_results
 from train.splits import speaker_folds
-from train.telephone import telephone
 
 QUICK = EvaluateConfig(conditions=("clean",), offline=False, spliced=False)
 
@@ -258,14 +257,11 @@ def test_what_is_heard_is_what_was_trained_for(
     home: Path,
     utterances: list[Utterance],
     condition: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The session's turns and training's own scores of the same utterances are the same."""
     (contender, *_) = fold_contenders(run, utterances, QUICK, home)
     members = contender.validation
     assert contender.checkpoint is not None
-    # Training's telephone has no band of its own.
-    monkeypatch.setattr("train.conditions.by_telephone", telephone)
     group = Group(
         model=contender.model,
         card=contender.card,
