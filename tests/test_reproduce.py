@@ -176,6 +176,14 @@ def test_a_result_of_other_settings_is_refused(training: Training, tmp_path: Pat
         is_done(replace(mine, config=with_epochs(TINY, 2)))
 
 
+def test_shares_of_copies_are_no_part_of_the_papers_training(
+    training: Training, tmp_path: Path
+) -> None:
+    mine = replace(training, folder=tmp_path, config=with_epochs(TINY, 1))
+    run_training(mine)
+    assert is_done(replace(mine, config=replace(mine.config, telephone=0.1, voip=0.2, warm=0.7)))
+
+
 def test_side_by_side_is_as_in_turn(
     home: Path, utterances: list[Utterance], tmp_path: Path
 ) -> None:

@@ -27,7 +27,9 @@ from streamer.errors import ConfigError
 from streamer.normalization import NormalizationConfig
 from streamer.smoothing import softmax
 from streamer.windows import cut_window
+from train.augment import AugmentConfig
 from train.config import FitConfig, config_from_dict, config_to_dict
+from train.copies import COPIES
 from train.corpora import LABELS, Utterance
 from train.dataset import Clip, load_clips, normalize_clips, speech_mean
 from train.loop import Learner
@@ -339,8 +341,14 @@ def _is_same(stored: dict[str, Any], training: Training) -> bool:
     """Compare settings; a field that a configuration has got since then counts as its default."""
     stored_config = config_from_dict(stored["config"], f"{training.folder}")
     return {**stored, "config": None} == {**training.settings, "config": None} and (
-        stored_config == training.config
+        _what_counts(stored_config) == _what_counts(training.config)
     )
+
+
+def _what_counts(config: FitConfig) -> FitConfig:
+    """Leave out what only :mod:`train.loop` goes by: shares of copies, and changes to draws."""
+    copies = {name: 0.0 for name in COPIES if name != "clean"}
+    return replace(config, warm=0.0, augment=AugmentConfig(), **copies)
 
 
 def _save(path: Path, contents: dict[str, Any]) -> None:
