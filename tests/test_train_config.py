@@ -69,6 +69,8 @@ def test_changes() -> None:
         ("schedule=cosine", "cosine"),
         ("network.conv_channels=3", "array"),
         ("loss.alpha=2", "expected 0 to 1"),
+        ("statistics.anywhere=1.5", "expected a share, 0 to 1"),
+        ("statistics.anywhere=-0.1", "expected a share, 0 to 1"),
         ("augment.warp=0.7", "less than 0.5"),
         ("window.first_frames=500", "expected 1 to 200"),
     ],

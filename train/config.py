@@ -38,6 +38,10 @@ class StatisticsFitConfig:
     anywhere: float = 0.0
     gate_steps: int = 800
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.anywhere <= 1.0:
+            raise ConfigError(f"statistics.anywhere {self.anywhere:g}: expected a share, 0 to 1")
+
 
 _PARTS: dict[str, Any] = {
     "network": CanConfig,
