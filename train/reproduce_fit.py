@@ -347,7 +347,7 @@ def _is_same(stored: dict[str, Any], training: Training) -> bool:
 
 def _what_counts(config: FitConfig) -> FitConfig:
     """Leave out what only :mod:`train.loop` goes by: shares of copies, and changes to draws."""
-    copies = {name: 0.0 for name in COPIES if name != "clean"}
+    copies: dict[str, Any] = {name: 0.0 for name in COPIES if name != "clean"}
     return replace(config, warm=0.0, augment=AugmentConfig(), **copies)
 
 
