@@ -99,6 +99,52 @@ def test_statistics_are_numpys() -> None:
     check("deviation of voiced", np.sqrt(squares / count + 1e-4))
 
 
+def half_silent_window() -> tuple[Tensor, NDArray[np.intp]]:
+    """Return a window of which 80 frames are some 40 dB louder than the rest, and their places."""
+    windows, _ = known_window()
+    loud = np.arange(60, 140)
+    # A cepstrum's first coefficient is the mean of the logarithms, times the root of 40 bands.
+    windows[0, 0, 0, loud] += 40.0 * np.log(10.0) / 10.0 * np.sqrt(40.0)
+    return windows, loud
+
+
+def test_rows_in_range_are_numpys_of_frames_evenly_picked() -> None:
+    windows, loud = half_silent_window()
+    found = statistics_of(build(statistics_range_db=25.0), windows)
+    places = loud[((np.arange(100) + 0.5) / 100 * len(loud)).astype(int)]
+    picked = windows[0, 0].numpy().astype(np.float64)[:, places]
+    np.testing.assert_allclose(found["mean"], picked.mean(axis=1), atol=1e-4)
+    ordered = np.sort(picked[:, ::2], axis=1)
+    expected = ordered[:, 37] - picked.mean(axis=1)  # of 50: the share of 0.75
+    np.testing.assert_allclose(found["quantile 0.75"], expected, atol=1e-4)
+    slope = (picked * np.linspace(-1.0, 1.0, 100)).mean(axis=1)
+    np.testing.assert_allclose(found["slope"], slope, atol=1e-4)
+
+
+def test_what_silence_holds_is_not_among_rows_in_range() -> None:
+    windows, loud = half_silent_window()
+    other = windows.clone()
+    other[:, :, 1:VOICING] = known_window(1)[0][:, :, 1:VOICING]
+    other[..., loud] = windows[..., loud]
+    network = build(statistics_range_db=25.0)
+    first, second = statistics_of(network, windows), statistics_of(network, other)
+    for name in NAMES:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    assert not np.allclose(statistics_of(build(), windows)["mean"], first["mean"])
+
+
+def test_all_frames_are_picked_once_in_two_where_all_are_in_range() -> None:
+    windows, _ = known_window()
+    found = statistics_of(build(statistics_range_db=100.0), windows)
+    np.testing.assert_allclose(found["mean"], windows[0, 0, :, 1::2].mean(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("range_db", [-1.0, 101.0])
+def test_a_range_that_is_none_is_refused(range_db: float) -> None:
+    with pytest.raises(ConfigError, match="expected 0 to 100 dB"):
+        build(statistics_range_db=range_db)
+
+
 def test_statistics_of_the_pitch_are_numpys() -> None:
     windows, is_voiced = known_window()
     pitch = windows[0, 0, 26].numpy().astype(np.float64)
@@ -200,10 +246,11 @@ def test_features_are_normalised_by_training_s_statistics_but_voicing_is_told_as
     np.testing.assert_allclose(found["mean of voiced"], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("range_db", [0.0, 25.0])
 @pytest.mark.parametrize(
     "kind", ["silent", "unvoiced", "constant", "all voiced", "as loud as float16 gets"]
 )
-def test_no_window_is_too_odd(kind: str) -> None:
+def test_no_window_is_too_odd(kind: str, range_db: float) -> None:
     windows = known_window()[0].repeat(2, 1, 1, 1)
     if kind == "silent":
         windows = torch.zeros_like(windows)
@@ -215,7 +262,7 @@ def test_no_window_is_too_odd(kind: str) -> None:
         windows[:, 0, VOICING] = 2.0
     else:
         windows = windows.sign() * 65504.0
-    network = build()
+    network = build(statistics_range_db=range_db)
     windows.requires_grad_()
     outputs = network(windows)
     torch.autograd.backward(torch.stack([output.logits for output in outputs]).square().sum())
@@ -251,8 +298,9 @@ def test_a_second_classifier_is_there_if_emotions_are() -> None:
     assert with_it.emotions is not None and with_it.emotions.shape == (1, 9)
 
 
-def test_an_odd_number_of_frames_will_do() -> None:
-    network = build(num_frames=51)
+@pytest.mark.parametrize("range_db", [0.0, 25.0])
+def test_an_odd_number_of_frames_will_do(range_db: float) -> None:
+    network = build(num_frames=51, statistics_range_db=range_db)
     with torch.inference_mode():
         outputs = network(torch.randn(2, 3, NUM_ROWS, 51))
     assert all(output.logits.isfinite().all() for output in outputs)

@@ -60,10 +60,12 @@ class CanConfig:
     normalize_embedding: bool = False
     # Networks whose mean probability is the answer, see train/committee.py: CANs, and networks that
     # hear statistics alone, of `statistics_width` cells; and one of `gate_width` cells, 0 for none,
-    # which takes back the answer where there is no speech.
+    # which takes back the answer where there is no speech. Of statistics, rows' are of the frames
+    # within `statistics_range_db` of the loudest, 0 for all.
     members: int = 1
     statistics_members: int = 0
     statistics_width: int = 256
+    statistics_range_db: float = 0.0
     gate_width: int = 0
     num_ceps: int = 26  # coefficients among the rows
     num_labels: int = 4
@@ -100,6 +102,10 @@ class CanConfig:
             raise ConfigError(
                 f"gate_width is {self.gate_width}, of {self.statistics_members} networks of "
                 "statistics: expected 0, or more where there is such a network"
+            )
+        if not 0.0 <= self.statistics_range_db <= 100.0:
+            raise ConfigError(
+                f"statistics_range_db is {self.statistics_range_db:g}: expected 0 to 100 dB"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout}: expected 0 or more and less than 1")

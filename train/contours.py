@@ -18,6 +18,8 @@ _ROLL_OFFS = (0.5, 0.85)
 _MIDDLE, _HIGH = 6, 12
 """First bands of the middle, some 900 to 2,300 Hz, and of what is above it."""
 _NUM_SHAPES = 10 + len(_ROLL_OFFS)
+_LEVEL = 6
+"""Place among the shapes of the bands' energy together, its natural logarithm."""
 
 
 class Contours(nn.Module):
@@ -35,6 +37,7 @@ class Contours(nn.Module):
         self.register_buffer("basis", basis, persistent=False)
         self.num_bands = len(place)
         self.num_contours = self.num_bands + _NUM_SHAPES
+        self.level_row = self.num_bands + _LEVEL
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the bands' log energies, then the spectrum's shape."""

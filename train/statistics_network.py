@@ -10,6 +10,7 @@ such network hears whether it is speech at all.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class StatisticsNetworks(nn.Module):
     mean: Tensor
     deviation: Tensor
     ramp: Tensor
+    row_ramp: Tensor
     pairs: Tensor
 
     def __init__(
@@ -76,6 +78,10 @@ class StatisticsNetworks(nn.Module):
         )
         ramp = torch.linspace(-1.0, 1.0, config.num_frames)
         self.register_buffer("ramp", ramp, persistent=False)
+        self.num_picked = config.num_frames // 2
+        is_picked = config.statistics_range_db > 0.0
+        row_ramp = torch.linspace(-1.0, 1.0, self.num_picked) if is_picked else ramp.clone()
+        self.register_buffer("row_ramp", row_ramp, persistent=False)
         self.contours = Contours(config.num_ceps)
         self.modulations = Modulations(config.num_frames)
         correlated = _NUM_CORRELATED + 2
@@ -119,15 +125,32 @@ class StatisticsNetworks(nn.Module):
         is_voiced = torch.sigmoid(20.0 * (voicing - 0.5)).unsqueeze(1)
         scaled = (x - self.mean) / self.deviation
         contours = self.contours(x[:, :, : self.config.num_ceps])
+        rows, is_voiced_row = torch.cat([scaled, contours], dim=2), is_voiced
+        if self.config.statistics_range_db:
+            places = self._loud_frames(contours[:, 0, self.contours.level_row])
+            rows, is_voiced_row = _at(rows, places), _at(is_voiced, places)
         return torch.cat(
             [
-                self._row_statistics(torch.cat([scaled, contours], dim=2), is_voiced),
+                self._row_statistics(rows, is_voiced_row),
                 self._pitch_statistics(x[:, 0, self.config.num_ceps], voicing),
                 self._correlations(self._leading(scaled[:, 0], _NUM_CORRELATED), is_voiced),
                 self.modulations(self._leading(scaled[:, 0], _NUM_MODULATED)),
             ],
             dim=1,
         )
+
+    def _loud_frames(self, level: Tensor) -> Tensor:
+        """(n, T) -> (n, T / 2): frames in range of the loudest, in order, evenly picked.
+
+        Where fewer are in range some stand there twice. What is left out is silence, and the
+        detector's margins around speech: they tell of the recording, not of the voice.
+        """
+        nepers = self.config.statistics_range_db * math.log(10.0) / 10.0
+        is_loud = level > level.max(1, keepdim=True).values - nepers
+        num_so_far = is_loud.float().cumsum(1)
+        odd = 2.0 * torch.arange(self.num_picked, device=level.device) + 1.0
+        wanted = (odd * num_so_far[:, -1:] / (2.0 * self.num_picked)).floor() + 1.0
+        return (num_so_far[:, None, :] < wanted[:, :, None]).long().sum(2)
 
     def _row_statistics(self, x: Tensor, is_voiced: Tensor) -> Tensor:
         """(n, 3, num_rows, T) and (n, 1, T) -> (n, 14 num_rows)."""
@@ -140,7 +163,7 @@ class StatisticsNetworks(nn.Module):
             mean,
             _deviation(static),
             *(quantile - mean for quantile in self._quantiles(static, _QUANTILES)),
-            (static * self.ramp).mean(2),
+            (static * self.row_ramp).mean(2),
             _deviation(delta),
             _deviation(delta_delta),
             *self._tails(delta, _DELTA_TAIL),
@@ -151,13 +174,13 @@ class StatisticsNetworks(nn.Module):
 
     def _quantiles(self, rows: Tensor, shares: tuple[float, ...]) -> list[Tensor]:
         """Quantiles over every second frame, the nearest's; (n, rows, T) -> (n, rows) each."""
-        num_frames = (self.config.num_frames + 1) // 2
+        num_frames = (rows.shape[2] + 1) // 2
         ordered = torch.topk(rows[:, :, ::2], num_frames, dim=2).values
         return [ordered[:, :, round((1.0 - share) * (num_frames - 1))] for share in shares]
 
     def _tails(self, rows: Tensor, share: float) -> list[Tensor]:
         """The quantiles ``share`` and ``1 - share``, as :meth:`_quantiles`: no need to sort all."""
-        num_frames = (self.config.num_frames + 1) // 2
+        num_frames = (rows.shape[2] + 1) // 2
         place = round(share * (num_frames - 1))
         low, high = (
             torch.topk(rows[:, :, ::2], place + 1, dim=2, largest=largest).values[:, :, place]
@@ -285,6 +308,12 @@ def _hidden(num_inputs: int, width: int, before: float, after: float) -> list[nn
         nn.ReLU(),
         nn.Dropout(after),
     ]
+
+
+def _at(rows: Tensor, places: Tensor) -> Tensor:
+    """Frames ``places`` (n, m) of rows (n, ..., T), (n, ..., m)."""
+    shape = (len(rows), *[1] * (rows.ndim - 2), places.shape[1])
+    return rows.gather(-1, places.view(shape).expand(*rows.shape[:-1], -1))
 
 
 def _deviation(rows: Tensor) -> Tensor:
