@@ -43,12 +43,9 @@ def statistics_of(network: StatisticsNetworks, windows: Tensor) -> dict[str, NDA
 
     28 of each name, of the features' rows; ``contours`` (14, 32) of what stands below them.
     """
-    seen: list[Tensor] = []
-    hook = network.input_norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.inference_mode():
-        network(windows)
-    hook.remove()
-    each, ends = seen[0][0].numpy(), np.cumsum([len(NAMES) * (NUM_ROWS + NUM_CONTOURS), 18, 66])
+        each = network.statistics(windows)[0].numpy()
+    ends = np.cumsum([len(NAMES) * (NUM_ROWS + NUM_CONTOURS), 18, 66])
     rows, pitch, correlations, modulations = np.split(each, ends)
     rows = rows.reshape(len(NAMES), NUM_ROWS + NUM_CONTOURS)
     return {

@@ -51,7 +51,6 @@ def fit_statistics(networks: StatisticsNetworks, material: Material, config: Fit
     sample = _sample(networks, material, config)
     _set_scale(networks, sample)
     with torch.no_grad():
-        networks.input_norm.eval()
         inputs = networks.standardize(sample.statistics)
     for number in range(len(networks.members)):
         _fit_member(networks, number, inputs, sample, material, config)

@@ -79,9 +79,9 @@ class StatisticsNetworks(nn.Module):
         ramp = torch.linspace(-1.0, 1.0, config.num_frames)
         self.register_buffer("ramp", ramp, persistent=False)
         self.num_picked = config.num_frames // 2
-        is_picked = config.statistics_range_db > 0.0
-        row_ramp = torch.linspace(-1.0, 1.0, self.num_picked) if is_picked else ramp.clone()
-        self.register_buffer("row_ramp", row_ramp, persistent=False)
+        row_frames = self.num_picked if config.statistics_range_db else config.num_frames
+        self.num_ordered = (row_frames + 1) // 2
+        self.register_buffer("row_ramp", torch.linspace(-1.0, 1.0, row_frames), persistent=False)
         self.contours = Contours(config.num_ceps)
         self.modulations = Modulations(config.num_frames)
         correlated = _NUM_CORRELATED + 2
@@ -109,8 +109,10 @@ class StatisticsNetworks(nn.Module):
 
     def standardize(self, statistics: Tensor) -> Tensor:
         """Put what :meth:`statistics` returned on one scale, and no number far off it."""
-        inputs: Tensor = self.input_norm(statistics).clamp(-5.0, 5.0)
-        return inputs
+        mean, variance = self.input_norm.running_mean, self.input_norm.running_var
+        assert mean is not None and variance is not None  # it tracks them
+        scale = (variance + self.input_norm.eps).rsqrt()
+        return ((statistics - mean) * scale).clamp(-5.0, 5.0)
 
     def score(self, inputs: Tensor) -> list[CanOutput]:
         """Score what :meth:`standardized` returned, (n, num_inputs)."""
@@ -128,7 +130,11 @@ class StatisticsNetworks(nn.Module):
         rows, is_voiced_row = torch.cat([scaled, contours], dim=2), is_voiced
         if self.config.statistics_range_db:
             places = self._loud_frames(contours[:, 0, self.contours.level_row])
-            rows, is_voiced_row = _at(rows, places), _at(is_voiced, places)
+            num_rows = self.config.num_rows + self.contours.num_contours
+            shape = (NUM_FEATURES, num_rows, self.num_picked)
+            picked = places[:, None, None, :].expand(-1, *shape)
+            rows = rows.gather(3, picked)
+            is_voiced_row = is_voiced.gather(2, places.unsqueeze(1))
         return torch.cat(
             [
                 self._row_statistics(rows, is_voiced_row),
@@ -174,14 +180,13 @@ class StatisticsNetworks(nn.Module):
 
     def _quantiles(self, rows: Tensor, shares: tuple[float, ...]) -> list[Tensor]:
         """Quantiles over every second frame, the nearest's; (n, rows, T) -> (n, rows) each."""
-        num_frames = (rows.shape[2] + 1) // 2
-        ordered = torch.topk(rows[:, :, ::2], num_frames, dim=2).values
-        return [ordered[:, :, round((1.0 - share) * (num_frames - 1))] for share in shares]
+        last = self.num_ordered - 1
+        ordered = torch.topk(rows[:, :, ::2], self.num_ordered, dim=2).values
+        return [ordered[:, :, round((1.0 - share) * last)] for share in shares]
 
     def _tails(self, rows: Tensor, share: float) -> list[Tensor]:
         """The quantiles ``share`` and ``1 - share``, as :meth:`_quantiles`: no need to sort all."""
-        num_frames = (rows.shape[2] + 1) // 2
-        place = round(share * (num_frames - 1))
+        place = round(share * (self.num_ordered - 1))
         low, high = (
             torch.topk(rows[:, :, ::2], place + 1, dim=2, largest=largest).values[:, :, place]
             for largest in (False, True)
@@ -308,12 +313,6 @@ def _hidden(num_inputs: int, width: int, before: float, after: float) -> list[nn
         nn.ReLU(),
         nn.Dropout(after),
     ]
-
-
-def _at(rows: Tensor, places: Tensor) -> Tensor:
-    """Frames ``places`` (n, m) of rows (n, ..., T), (n, ..., m)."""
-    shape = (len(rows), *[1] * (rows.ndim - 2), places.shape[1])
-    return rows.gather(-1, places.view(shape).expand(*rows.shape[:-1], -1))
 
 
 def _deviation(rows: Tensor) -> Tensor:
