@@ -16,7 +16,7 @@ from streamer.features import FeatureConfig
 from streamer.windows import WindowConfig
 from train.augment import AugmentConfig
 from train.can import CanConfig
-from train.copies import COPIES
+from train.copies import CHANGED
 from train.loss import JointLossConfig
 
 
@@ -118,7 +118,7 @@ class FitConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        shares = [getattr(self, name) for name in COPIES if name != "clean"]
+        shares = [getattr(self, name) for name in CHANGED]
         if min(shares) < 0.0 or sum(shares) > 1.0:
             raise ConfigError(f"shares of copies {shares}: expected 0 or more, at most 1 in all")
         if self.network.gate_width and not self.noise_alone:
@@ -140,7 +140,7 @@ class FitConfig:
     @property
     def shares(self) -> dict[str, float]:
         """Share of the draws by condition, those that have one; they sum to 1."""
-        others = {name: float(getattr(self, name)) for name in COPIES if name != "clean"}
+        others = {name: float(getattr(self, name)) for name in CHANGED}
         shares = {"clean": 1.0 - sum(others.values()), **others}
         return {name: share for name, share in shares.items() if share > 0.0 or name == "clean"}
 

@@ -20,7 +20,8 @@ from train.corpora import CorpusError, Utterance, read_samples
 from train.splits import NUM_FOLDS
 from train.telephone import telephone
 
-COPIES = ("clean", "telephone", "slow", "fast", "noise", "room", "voip")
+CHANGED = ("telephone", "slow", "fast", "noise", "room", "voip")
+COPIES = ("clean", *CHANGED)
 NOISE_CORPUS = "noise"
 """Corpus of the utterances that are noise and nothing else."""
 

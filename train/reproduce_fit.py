@@ -29,7 +29,7 @@ from streamer.smoothing import softmax
 from streamer.windows import cut_window
 from train.augment import AugmentConfig
 from train.config import FitConfig, config_from_dict, config_to_dict
-from train.copies import COPIES
+from train.copies import CHANGED
 from train.corpora import LABELS, Utterance
 from train.dataset import Clip, load_clips, normalize_clips, speech_mean
 from train.loop import Learner
@@ -347,7 +347,7 @@ def _is_same(stored: dict[str, Any], training: Training) -> bool:
 
 def _what_counts(config: FitConfig) -> FitConfig:
     """Leave out what only :mod:`train.loop` goes by: shares of copies, and changes to draws."""
-    copies: dict[str, Any] = {name: 0.0 for name in COPIES if name != "clean"}
+    copies: dict[str, Any] = dict.fromkeys(CHANGED, 0.0)
     return replace(config, warm=0.0, augment=AugmentConfig(), **copies)
 
 

@@ -93,6 +93,7 @@ class StatisticsNetworks(nn.Module):
             + len(first)
             + (_NUM_MODULATED + 2) * self.modulations.num_bands
         )
+        # Holds the scale, which training sets once; see standardize.
         self.input_norm = nn.BatchNorm1d(self.num_inputs, affine=False)
         self.members = nn.ModuleList(
             StatisticsMember(config, self.num_inputs) for _ in range(config.statistics_members)
@@ -130,10 +131,8 @@ class StatisticsNetworks(nn.Module):
         rows, is_voiced_row = torch.cat([scaled, contours], dim=2), is_voiced
         if self.config.statistics_range_db:
             places = self._loud_frames(contours[:, 0, self.contours.level_row])
-            num_rows = self.config.num_rows + self.contours.num_contours
-            shape = (NUM_FEATURES, num_rows, self.num_picked)
-            picked = places[:, None, None, :].expand(-1, *shape)
-            rows = rows.gather(3, picked)
+            shape = (NUM_FEATURES, self.config.num_rows + self.contours.num_contours, -1)
+            rows = rows.gather(3, places[:, None, None, :].expand(-1, *shape))
             is_voiced_row = is_voiced.gather(2, places.unsqueeze(1))
         return torch.cat(
             [
@@ -151,8 +150,8 @@ class StatisticsNetworks(nn.Module):
         Where fewer are in range some stand there twice. What is left out is silence, and the
         detector's margins around speech: they tell of the recording, not of the voice.
         """
-        nepers = self.config.statistics_range_db * math.log(10.0) / 10.0
-        is_loud = level > level.max(1, keepdim=True).values - nepers
+        log_range = self.config.statistics_range_db * math.log(10.0) / 10.0  # of power, as level
+        is_loud = level > level.max(1, keepdim=True).values - log_range
         num_so_far = is_loud.float().cumsum(1)
         odd = 2.0 * torch.arange(self.num_picked, device=level.device) + 1.0
         wanted = (odd * num_so_far[:, -1:] / (2.0 * self.num_picked)).floor() + 1.0
