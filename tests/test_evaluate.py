@@ -349,6 +349,34 @@ def test_an_utterance_without_a_turn_counts_as_wrong(
     assert report["uar"] == pytest.approx(np.diag(report["confusion"]).mean() / 6, abs=1e-4)
 
 
+def test_each_corpus_is_tested_by_a_network_that_heard_none_of_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_corpus(tmp_path / "corpora", num_speakers=6, seconds=(0.6,))
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    moved = [line.replace("made-up", "theirs") if line[0] in "345" else line for line in lines]
+    manifest.write_text("\n".join(moved) + "\n", encoding="utf-8")
+    files = ["--manifest", str(manifest), "--held-out", "corpora"]
+    config = write_config(tmp_path / "tiny.toml", TINY)
+    options = ["--config", str(config), "--threads", "1", "--set", "epochs=1"]
+    run = tmp_path / "run"
+    assert main(["folds", *files, *options, "--cache", str(tmp_path), "-o", str(run)]) == 0
+    assert {fold.name for fold in run.iterdir()} == {"fold0", "fold1"}
+    trained = load_checkpoint(run / "fold0" / "best.pt").training_data
+    assert trained == {"theirs": {"utterances": 8, "speakers": 2}}
+    quick = ["--conditions", "clean", "--no-offline", "--no-spliced"]
+    assert main(["evaluate", str(run), *files, *quick]) == 0
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    assert results["protocol"].startswith("each corpus held out in turn")
+    assert {name: corpus["speakers"] for name, corpus in results["corpora"].items()} == {
+        "made-up": 3,
+        "theirs": 3,
+    }
+    assert [list(fold["test"]) for fold in results["folds"]] == [["made-up"], ["theirs"]]
+    assert main(["evaluate", str(run), *files[:2], *quick]) == 1
+    assert "was trained as fold 0" in capfd.readouterr().err.replace("\n", " ")
+
+
 def test_checkpoints_of_other_data_are_refused(
     run: Path, utterances: list[Utterance], tmp_path: Path
 ) -> None:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.corpora import CorpusError, Utterance, load_data
-from train.splits import Split, fold_by_speaker, paper_protocol_folds, speaker_folds, split_all
+from train.splits import (
+    Split,
+    corpus_folds,
+    fold_by_speaker,
+    folds_of,
+    paper_protocol_folds,
+    speaker_folds,
+    split_all,
+)
 
 
 def made_up(corpora: dict[str, list[int]]) -> list[Utterance]:
@@ -65,6 +73,27 @@ def test_folds_do_not_depend_on_the_order_of_utterances(
     assert speaker_folds(shuffled) == speaker_folds(utterances)
     assert split_all(shuffled, 0) == split_all(utterances, 0)
     assert paper_protocol_folds(shuffled, 1, 3) == paper_protocol_folds(utterances, 1, 3)
+
+
+@given(corpora_of_any_size.filter(lambda utterances: len({u.corpus for u in utterances}) > 1))
+def test_a_corpus_held_out_is_heard_by_nobody_before_it_tests(utterances: list[Utterance]) -> None:
+    splits = corpus_folds(utterances)
+    corpora = sorted({u.corpus for u in utterances})
+    assert [split.fold for split in splits] == list(range(len(corpora)))
+    for corpus, split in zip(corpora, splits, strict=True):
+        assert ids(split.test) == sorted(u.utterance_id for u in utterances if u.corpus == corpus)
+        others = set(corpora) - {corpus}
+        for part in (split.train, split.validation):
+            assert {u.corpus for u in part} == others
+        assert not split.shared_speakers
+        assert len(split.train + split.validation + split.test) == len(utterances)
+    assert folds_of(utterances, "corpora") == splits
+    assert folds_of(utterances, "speakers") == speaker_folds(utterances)
+
+
+def test_one_corpus_cannot_be_held_out_of_itself() -> None:
+    with pytest.raises(CorpusError, match="found one corpus, mine: expected two or more"):
+        corpus_folds(made_up({"mine": [5, 5, 5, 5]}))
 
 
 def test_fold_is_the_place_among_the_sorted_speakers_of_the_corpus() -> None:

@@ -16,15 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from streamer.errors import ConfigError, SerStreamError
 from train import adapt_command, evaluate_command
 from train.checkpoint import num_epochs_done
+from train.commands import add_data_options, add_held_out_option, load_utterances, positive
 from train.config import FitConfig, load_config
 from train.copies import noise_utterances
-from train.corpora import Utterance, load_data, load_iemocap, load_manifest
+from train.corpora import Utterance
 from train.dataset import cache_clips
 from train.folds import FoldsConfig, News, fit_fold, fit_side_by_side, is_fold_finished
 from train.loop import fit
 from train.material import find_surroundings
 from train.reproduce_command import add_options, run_command
-from train.splits import Split, speaker_folds, split_all
+from train.splits import HeldOut, Split, folds_of, split_all
 
 EXAMPLES = """\
 examples:
@@ -33,11 +34,11 @@ examples:
   python -m train fit --fold 0 --set epochs=10 --set network.num_heads=2
   python -m train folds --config paper -o runs/paper       the five folds, in turn
   python -m train evaluate runs/paper --jobs 2             what they are worth on unheard speakers
+  python -m train folds --config ours --held-out corpora   each corpus, by a network of the others
   python -m train evaluate can.onnx --data DIR             one model file, as it would be served
   python -m train reproduce --corpora emodb --small        the paper's tables and figures
   python -m train adapt streamer/models/can.onnx --manifest calls.csv -o mine.onnx
 """
-DATA = Path("../shared/data")
 CACHE = Path(".cache/features")
 
 
@@ -69,16 +70,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     one = commands.add_parser("fit", help="one training", description=_fit.__doc__)
     whom = one.add_mutually_exclusive_group(required=True)
-    whom.add_argument("--fold", type=int, metavar="K", help="hold out fold K of the speakers")
+    whom.add_argument("--fold", type=int, metavar="K", help="hold out fold K")
     whom.add_argument(
         "--all", action="store_true", help="train on everybody: the model that ships, no test"
     )
     one.add_argument("-o", "--output", type=Path, help="its folder (runs/CONFIG/foldK or .../all)")
     _add_training_options(one)
     one.set_defaults(run=_fit, after_interrupt="the same command goes on after the last epoch:")
-    five = commands.add_parser("folds", help="the five trainings", description=_folds.__doc__)
+    five = commands.add_parser(
+        "folds", help="the trainings of all folds", description=_folds.__doc__
+    )
     five.add_argument("-o", "--output", type=Path, help="their folder (runs/CONFIG)")
-    five.add_argument("--jobs", type=_positive, default=1, help="folds at a time (1)")
+    five.add_argument("--jobs", type=positive, default=1, help="folds at a time (1)")
     _add_training_options(five)
     five.set_defaults(run=_folds, after_interrupt="the same command goes on after the last epochs:")
     evaluate_command.add_parser(commands)
@@ -92,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument(
         "--cache", type=Path, default=CACHE, help=f"where features are kept ({CACHE})"
     )
-    _add_data_options(again)
+    _add_sounds_options(again)
     again.set_defaults(run=_reproduce, after_interrupt="the same command goes on where it was:")
     return parser
 
@@ -101,6 +104,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", default="paper", help="a name in train/configs, or a TOML file (paper)"
     )
+    add_held_out_option(parser)
     parser.add_argument(
         "--set",
         action="append",
@@ -109,32 +113,18 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         help="change one setting, such as epochs=10 or loss.alpha=0.5; may be repeated",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
-    parser.add_argument("--threads", type=_positive, help="of each training (as many as cores)")
+    parser.add_argument("--threads", type=positive, help="of each training (as many as cores)")
     parser.add_argument(
         "--cache", type=Path, default=CACHE, help=f"where features are kept ({CACHE})"
     )
-    _add_data_options(parser)
+    _add_sounds_options(parser)
 
 
-def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_mutually_exclusive_group()
-    data.add_argument(
-        "--data", type=Path, default=DATA, help=f"a folder of corpora with manifest.csv ({DATA})"
-    )
-    data.add_argument(
-        "--manifest", type=Path, help="your own CSV with the columns path, speaker and label"
-    )
-    data.add_argument("--iemocap", type=Path, help="IEMOCAP as it is handed out: Session1-5")
+def _add_sounds_options(parser: argparse.ArgumentParser) -> None:
+    add_data_options(parser)
     parser.add_argument(
         "--aux", type=Path, help="noises and rooms: its folders esc10 and rir (DATA/aux)"
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
-    return value
 
 
 def _fit(options: argparse.Namespace, console: Console) -> None:
@@ -143,8 +133,8 @@ def _fit(options: argparse.Namespace, console: Console) -> None:
     if options.all:
         split, name = split_all(utterances), "all"
     else:
-        split, name = _fold(utterances, options.fold), f"fold{options.fold}"
-    folder = options.output or Path("runs", config.name, name)
+        split, name = _fold(utterances, options), f"fold{options.fold}"
+    folder = options.output or _run_folder(config, options.held_out) / name
     _fill_cache(utterances, config, options, console)
     epochs = num_epochs_done(folder)
     if epochs:
@@ -170,16 +160,18 @@ def _fit(options: argparse.Namespace, console: Console) -> None:
 
 
 def _folds(options: argparse.Namespace, console: Console) -> None:
-    """Train the five networks of the folds, each without the speakers that will test it.
+    """Train the networks of the folds, each without the speakers that will test it.
 
-    What is finished is passed over, what was begun is continued.
+    These are a fifth of every corpus's speakers in turn or, with --held-out corpora, all those of
+    one corpus, of whose language and rooms they then know nothing. What is finished is passed over,
+    what was begun is continued.
     """
     config, utterances = _begin(options)
-    run = options.output or Path("runs", config.name)
+    run = options.output or _run_folder(config, options.held_out)
     folds = FoldsConfig(
         fit=config, run=run, cache=options.cache, aux=_aux(options), device=options.device
     )
-    splits = speaker_folds(utterances)
+    splits = folds_of(utterances, options.held_out)
     waiting = [split for split in splits if not is_fold_finished(split, folds)]
     num_finished = len(splits) - len(waiting)
     console.print(f"{num_finished} of {len(splits)} folds are finished", highlight=False)
@@ -210,29 +202,16 @@ def _reproduce(options: argparse.Namespace, console: Console) -> None:
 
     What is finished is passed over; a report with its figures comes of all of it.
     """
-    run_command(_load(options), options, console)
+    run_command(load_utterances(options), options, console)
 
 
-def _begin(options: argparse.Namespace) -> tuple[FitConfig, list[Utterance]]:
+def _begin(options: argparse.Namespace) -> tuple[FitConfig, Sequence[Utterance]]:
     config = load_config(options.config, options.set)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: found no GPU that this torch can use, expected one")
-    _set_threads(options.threads)
-    return config, _load(options)
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def _load(options: argparse.Namespace) -> list[Utterance]:
-    """All utterances; those of another emotion than the four have no label and test nothing."""
-    if options.manifest:
-        return list(load_manifest(options.manifest))
-    if options.iemocap:
-        return list(load_iemocap(options.iemocap))
-    return list(load_data(options.data))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return config, load_utterances(options)
 
 
 def _aux(options: argparse.Namespace) -> Path:
@@ -240,8 +219,14 @@ def _aux(options: argparse.Namespace) -> Path:
     return aux
 
 
-def _fold(utterances: Sequence[Utterance], fold: int) -> Split:
-    splits = speaker_folds(utterances)
+def _run_folder(config: FitConfig, held_out: HeldOut) -> Path:
+    """Return where trainings go by default: those of other folds to a folder of their own."""
+    return Path("runs", config.name if held_out == "speakers" else f"{config.name}-{held_out}")
+
+
+def _fold(utterances: Sequence[Utterance], options: argparse.Namespace) -> Split:
+    splits: list[Split] = folds_of(utterances, options.held_out)
+    fold: int = options.fold
     if not 0 <= fold < len(splits):
         raise ConfigError(f"--fold {fold}: expected 0 to {len(splits) - 1}")
     return splits[fold]

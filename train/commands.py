@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from train.corpora import Utterance, load_data, load_iemocap, load_manifest
+from train.splits import HeldOut
 
 DATA = Path("../shared/data")
 _WIDTH = 160
@@ -41,6 +43,16 @@ def load_utterances(options: argparse.Namespace) -> Sequence[Utterance]:
     if options.iemocap:
         return load_iemocap(options.iemocap)
     return load_data(options.data)
+
+
+def add_held_out_option(parser: argparse.ArgumentParser) -> None:
+    """Let a command be told what its folds are of."""
+    parser.add_argument(
+        "--held-out",
+        choices=get_args(HeldOut),
+        default="speakers",
+        help="a fold's test: a fifth of each corpus's speakers, or a whole corpus (speakers)",
+    )
 
 
 def results_console() -> Console:

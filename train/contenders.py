@@ -18,7 +18,7 @@ from train.conditions import CONDITIONS, Surroundings
 from train.config import FitConfig
 from train.corpora import CorpusError, Utterance
 from train.folds import with_validation
-from train.splits import Split, speaker_folds
+from train.splits import HeldOut, Split, folds_of, speaker_folds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class EvaluateConfig:
 
     ``folds`` and ``corpora``: only those, all if empty. ``limit``: at most so many utterances of
     each corpus in each part, 0 for all. Of ``conditions`` clean is always one. ``offline`` and
-    ``spliced`` can be left out. ``jobs``: processes.
+    ``spliced`` can be left out. ``held_out`` is what the folds of a folder are of. ``jobs``:
+    processes.
 
     Raises:
         ConfigError: an unknown condition, or one whose sounds are not there.
@@ -40,6 +41,7 @@ class EvaluateConfig:
     offline: bool = True
     spliced: bool = True
     limit: int = 0
+    held_out: HeldOut = "speakers"
     jobs: int = 1
 
     def __post_init__(self) -> None:
@@ -76,7 +78,7 @@ def fold_contenders(
 ) -> list[Contender]:
     """Export the best network of each fold into ``folder``, as it would be served."""
     labelled = [utterance for utterance in utterances if utterance.label]
-    splits = _chosen(speaker_folds(labelled), config.folds)
+    splits = _chosen(folds_of(labelled, config.held_out), config.folds)
     contenders: list[Contender] = []
     for split in splits:
         path = run / f"fold{split.fold}" / "best.pt"

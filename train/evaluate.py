@@ -119,6 +119,7 @@ def _hear_all(
     calls = list(run(hear_spliced, _spliced_tasks(served, config) if config.spliced else []))
     return Found(
         contenders=tuple(contenders),
+        held_out=config.held_out,
         fitted=fitted,
         tested=tested,
         others=others,

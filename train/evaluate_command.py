@@ -19,6 +19,7 @@ from train import figures
 from train.commands import (
     DATA,
     add_data_options,
+    add_held_out_option,
     load_utterances,
     positive,
     progress_bar,
@@ -58,6 +59,7 @@ def add_parser(commands: Any) -> None:
     judge.add_argument(
         "--aux", type=Path, help=f"noises and rooms: its esc10/flac and rir/flac ({DATA / 'aux'})"
     )
+    add_held_out_option(judge)
     judge.add_argument("--no-offline", action="store_true", help="without the offline figures")
     judge.add_argument("--no-spliced", action="store_true", help="without spliced calls and noise")
     judge.add_argument(
@@ -121,6 +123,7 @@ def _config(options: argparse.Namespace, console: Console) -> EvaluateConfig:
         offline=not options.no_offline,
         spliced=not options.no_spliced,
         limit=options.limit,
+        held_out=options.held_out,
         jobs=options.jobs,
     )
 

@@ -1,11 +1,12 @@
-"""Who trains, who validates, who tests: by speaker always, but for the paper's own protocol."""
+"""Who trains, validates and tests: by speaker or corpus, but for the paper's own protocol."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from train.corpora import CorpusError, Utterance
 
 NUM_FOLDS = 5
 MIN_SPEAKERS = 3  # one each to test, to validate and to train on
+
+HeldOut: TypeAlias = Literal["speakers", "corpora"]
+"""What folds test on: speakers of corpora whose others train, or corpora of which nobody trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,35 @@ def speaker_folds(utterances: Sequence[Utterance], num_folds: int = NUM_FOLDS) -
                 "in more than one part, expected every speaker in one"
             )
     return splits
+
+
+def corpus_folds(utterances: Sequence[Utterance]) -> list[Split]:
+    """Leave one corpus out: fold k tests the whole of the k-th, in alphabetical order.
+
+    A fifth of the others' speakers validate, the first of :func:`fold_by_speaker`; the rest trains.
+    So language, room, microphone and actors of the test are all unheard.
+
+    Raises:
+        CorpusError: as :func:`speaker_folds`, or fewer than two corpora.
+    """
+    ordered = _ordered(utterances)
+    corpora = sorted({utterance.corpus for utterance in ordered})
+    if len(corpora) < 2:
+        raise CorpusError(f"found one corpus, {corpora[0]}: expected two or more, to hold one out")
+    num_folds = min(NUM_FOLDS, _num_speakers_of_smallest(ordered))
+    fold_of = fold_by_speaker(ordered, num_folds)
+    splits = []
+    for fold, corpus in enumerate(corpora):
+        others = [utterance for utterance in ordered if utterance.corpus != corpus]
+        parts = _split_by_fold(others, fold_of, test=None, validation=0)
+        test = tuple(utterance for utterance in ordered if utterance.corpus == corpus)
+        splits.append(replace(parts, fold=fold, test=test))
+    return splits
+
+
+def folds_of(utterances: Sequence[Utterance], held_out: HeldOut) -> list[Split]:
+    """Return the folds of :func:`speaker_folds` or of :func:`corpus_folds`."""
+    return corpus_folds(utterances) if held_out == "corpora" else speaker_folds(utterances)
 
 
 def split_all(utterances: Sequence[Utterance], validation_fold: int | None = None) -> Split:

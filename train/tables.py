@@ -29,8 +29,12 @@ from train.measures import (
 )
 from train.offline import OfflineAnswer
 from train.spliced import SplicedCall
+from train.splits import HeldOut
 
-FOLDS_PROTOCOL = "speaker-independent folds, each utterance a call of its own, cold start"
+FOLDS_PROTOCOLS: dict[HeldOut, str] = {
+    "speakers": "speaker-independent folds, each utterance a call of its own, cold start",
+    "corpora": "each corpus held out in turn, each utterance a call of its own, cold start",
+}
 MODEL_PROTOCOL = "one model, each utterance a call of its own, cold start"
 HEARD_BEFORE = "; corpora that trained it are among these: no measure of unheard speakers"
 
@@ -39,10 +43,12 @@ HEARD_BEFORE = "; corpora that trained it are among these: no measure of unheard
 class Found:
     """All that was heard: ``tested`` by condition and fold, the rest of all folds together.
 
-    ``fitted`` is what each fold's test speakers were served with.
+    ``held_out`` is what the folds are of; ``fitted`` is what each one's test speakers were served
+    with.
     """
 
     contenders: tuple[Contender, ...]
+    held_out: HeldOut
     fitted: dict[int | None, tuple[Calibration, Rejection]]
     tested: dict[str, dict[int | None, list[Heard]]]
     others: list[Heard]
@@ -64,7 +70,7 @@ def make_results(found: Found) -> dict[str, Any]:
         for condition, folds in found.tested.items()
     }
     conditions = {name: over_corpora(pairs) for name, pairs in answers.items()}
-    protocol = FOLDS_PROTOCOL
+    protocol = FOLDS_PROTOCOLS[found.held_out]
     if first.checkpoint is None:
         protocol = MODEL_PROTOCOL + ("" if first.is_held_out else HEARD_BEFORE)
     temperatures = {
