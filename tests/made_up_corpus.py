@@ -12,7 +12,7 @@ import soundfile
 
 from streamer.windows import WindowConfig
 from tests.golden.synthetic import SAMPLE_RATE, voice
-from train.can import CanConfig
+from train.can_config import CanConfig
 from train.config import FitConfig, config_to_dict
 from train.corpora import LABELS, Utterance, load_manifest
 

@@ -11,7 +11,8 @@ import torch
 
 from export_onnx import Checkpoint, export, make_card
 from streamer.normalization import NormalizationConfig
-from train.can import CanConfig, CascadedAttentionNetwork
+from train.can import CascadedAttentionNetwork
+from train.can_config import CanConfig
 from train.config import FitConfig
 
 

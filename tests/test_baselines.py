@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from streamer.errors import ConfigError
-from train.can import CanConfig, CascadedAttentionNetwork, count_parameters
+from train.can import CascadedAttentionNetwork, count_parameters
+from train.can_config import CanConfig
 from train.loss import joint_loss
 from train.systems import BASELINES, build_network
 

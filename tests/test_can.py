@@ -10,13 +10,13 @@ from torch import Tensor
 
 from streamer.errors import ConfigError
 from train.can import (
-    CanConfig,
     CascadedAttentionNetwork,
     ChannelAttention,
     HeadFusion,
     SpatialAttention,
     count_parameters,
 )
+from train.can_config import CanConfig
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,8 @@ from export_onnx import export, load_weights, make_card, real_windows, to_onnx
 from streamer.errors import ConfigError
 from streamer.features import FeatureConfig
 from streamer.model import Model
-from train.can import CanConfig, CascadedAttentionNetwork, count_parameters
+from train.can import CascadedAttentionNetwork, count_parameters
+from train.can_config import CanConfig
 from train.checkpoint import LARGE, Checkpoint, halved
 from train.committee import Committee, build_can
 from train.config import FitConfig

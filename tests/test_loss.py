@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from streamer.errors import ConfigError
-from train.can import CanConfig, CascadedAttentionNetwork
+from train.can import CascadedAttentionNetwork
+from train.can_config import CanConfig
 from train.loss import JointLossConfig, Mining, joint_loss, pairwise_distances, triplet_loss
 
 MININGS: list[Mining] = ["eq11", "semi_hard_or_hard", "none"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamer.errors import ConfigError
-from train.can import CanConfig
+from train.can_config import CanConfig
 from train.contours import Contours
 from train.statistics_network import StatisticsNetworks
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.can import CanConfig, CanOutput, CascadedAttentionNetwork
+from train.can import CanOutput, CascadedAttentionNetwork
+from train.can_config import CanConfig
 from train.statistics_network import StatisticsNetworks
 
 

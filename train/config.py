@@ -15,7 +15,7 @@ from streamer.errors import ConfigError
 from streamer.features import FeatureConfig
 from streamer.windows import WindowConfig
 from train.augment import AugmentConfig
-from train.can import CanConfig
+from train.can_config import CanConfig
 from train.copies import CHANGED
 from train.loss import JointLossConfig
 

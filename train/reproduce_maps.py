@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.can import NUM_FEATURES, CascadedAttentionNetwork
+from train.can import CascadedAttentionNetwork
+from train.can_config import NUM_FEATURES
 from train.corpora import LABELS
 from train.reproduce_fit import Segments, Training, load_network, segments_of_split
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from train.can import CanConfig, count_parameters
+from train.can import count_parameters
+from train.can_config import CanConfig
 from train.corpora import LABELS, Utterance
 from train.reproduce_fit import Result, Training, read_result
 from train.reproduce_scores import Answers, gather, summarize

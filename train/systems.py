@@ -16,7 +16,7 @@ from train.baselines.cnn_lstm import CnnLstm
 from train.baselines.head_fusion import HeadFusionCnn
 from train.baselines.self_attention import SelfAttention
 from train.baselines.triplet_cnn_lstm import TripletCnnLstm
-from train.can import NUM_FEATURES, CanConfig
+from train.can_config import NUM_FEATURES, CanConfig
 from train.committee import build_can
 from train.loss import JointLossConfig
 
