@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def model_path() -> Path:
     if not SHIPPED_MODEL.is_file():
         pytest.skip(f"NO SHIPPED MODEL, so this was not tested: expected {SHIPPED_MODEL}")
     return SHIPPED_MODEL
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch: sums in one order only, and tiny networks are no faster on two."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

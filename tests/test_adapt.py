@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,13 +25,7 @@ from train.committee import build_can
 from train.config import FitConfig
 from train.corpora import load_manifest
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def untrained(config: FitConfig = TINY) -> Checkpoint:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,8 @@ from train.loop import score_clips
 from train.results import card_results
 from train.splits import speaker_folds
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = EvaluateConfig(conditions=("clean",), offline=False, spliced=False)
 
 
@@ -59,14 +60,6 @@ def torch_scorer(network: torch.nn.Module) -> Scorer:
             return network(torch.from_numpy(windows))[0].numpy()
 
     return score
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

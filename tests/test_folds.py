@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,19 +31,12 @@ from train.folds import (
 from train.listening import Group, hear
 from train.splits import Split, speaker_folds
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REFITTED = tiny(refit=True, epochs=4, windows_per_clip=2, weight_average=0.0)
 """Enough to learn something, so that a temperature tells whose it is."""
 
 QUICK = EvaluateConfig(conditions=("clean",), offline=False, spliced=False)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Sums come out in one order only, and tiny networks are no faster on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,7 @@ from train.loop import fit, score_clips, validation_uar
 from train.material import draw_epoch, prepare
 from train.splits import Split, speaker_folds, split_all
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    """Sums come out in one order only, and tiny networks are no faster on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -40,15 +40,9 @@ from train.reproduce_scores import Answers, gather, summarize
 from train.reproduce_variants import PUBLISHED, STUDIES, SWEEPS, TABLES, VARIANTS, Plan
 from train.systems import build_network
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = ("ang", "exc", "neu", "sad")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -43,9 +43,7 @@ class Committee(nn.Module):
 
     def with_cans(self, cans: Sequence[nn.Module]) -> Committee:
         """Return a copy of the committee in which ``cans`` themselves are the CANs."""
-        other = copy.deepcopy(self)
-        other.members = nn.ModuleList(cans)
-        return other
+        return copy.deepcopy(self, {id(self.members): nn.ModuleList(cans)})
 
     def outputs(self, x: Tensor) -> list[CanOutput]:
         """Return each member's own output for windows (n, 3, num_rows, T)."""
