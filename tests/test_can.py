@@ -93,8 +93,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"attention_scaled": True},
     {"dropout": 0.3},
     {"normalize_embedding": True},
-    {"can_range_db": 25.0},
-    {"front": "temporal", "time_stride": 2, "statistics_pooling": True, "can_range_db": 25.0},
+    {"front": "temporal", "time_stride": 2, "statistics_pooling": True},
     {"num_heads": 2, "head_width": 48, "num_labels": 7, "conv_channels": (4, 12)},
 ]
 
@@ -223,40 +222,6 @@ def test_a_normalized_embedding_leaves_the_logits_alone() -> None:
     torch.testing.assert_close(unit(x).embedding.norm(dim=1), torch.ones(3))
 
 
-@pytest.mark.parametrize("pooling", [False, True])
-def test_what_lies_under_the_range_is_silence_to_the_network(pooling: bool) -> None:
-    config = CanConfig(can_range_db=25.0, statistics_pooling=pooling)
-    model = CascadedAttentionNetwork(config).eval()
-    x = windows()
-    x[:, 0, 0] = 40.0  # c0, some 55 dB above ...
-    quiet = slice(10, 20)
-    x[:, 0, 0, quiet] = -40.0  # ... these frames
-    other = x.clone()
-    other[:, :, 1:, quiet] = torch.randn(3, 3, 25, 10)
-    assert torch.equal(model(other).logits, model(x).logits)
-    louder = x.clone()
-    louder[:, 0, 0, quiet] = 40.0
-    assert not torch.equal(model(louder).logits, model(x).logits)
-    deaf = CascadedAttentionNetwork(CanConfig(statistics_pooling=pooling)).eval()
-    deaf.load_state_dict(model.state_dict())
-    assert not torch.equal(deaf(other).logits, deaf(x).logits)
-
-
-def test_statistics_pooling_is_over_the_loud_frames() -> None:
-    config = CanConfig(can_range_db=25.0, statistics_pooling=True, self_attention=False)
-    model = CascadedAttentionNetwork(config).eval()
-    x = windows()
-    x[:, 0, 0] = 40.0
-    x[:, 0, 0, 30:] = -40.0
-    sequences: list[Tensor] = []
-    model.blstm.register_forward_hook(lambda *found: sequences.append(found[2][0]))
-    embedding = model(x).embedding
-    loud = sequences[0][:, :30]
-    deviation = (loud.var(1, correction=0) + 1e-4).sqrt()
-    expected = torch.cat([loud.mean(1), deviation], dim=1)
-    torch.testing.assert_close(embedding[:, -expected.shape[1] :], expected, atol=1e-5, rtol=0)
-
-
 def test_bfloat16_autocast_stays_near_float32() -> None:
     model = CascadedAttentionNetwork(CanConfig.paper()).eval()
     x = windows()
@@ -275,8 +240,6 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
         {"channel_reduction": 65},
         {"spatial_kernel": (6, 7)},
         {"dropout": 1.0},
-        {"can_range_db": -1.0},
-        {"can_range_db": 101.0},
     ],
 )
 def test_an_impossible_configuration_is_refused(fields: dict[str, Any]) -> None:

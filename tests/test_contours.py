@@ -8,7 +8,7 @@ import scipy.fft
 import torch
 from numpy.typing import NDArray
 
-from train.contours import Contours, LoudFrames
+from train.contours import Contours
 
 NUM_MEL, NUM_FRAMES = 40, 30
 CENTROID, SPREAD, ENTROPY, FLUX, MOTION, RISE, LEVEL, MIDDLE, HIGH, PEAK, HALF, MOST = range(12)
@@ -74,16 +74,3 @@ def test_deltas_of_shapes_are_regressions() -> None:
     _, shapes = contours_of(ramp)
     np.testing.assert_allclose(shapes[1, LEVEL, 2:-2], 0.1, atol=1e-4)
     np.testing.assert_allclose(shapes[2, LEVEL, 4:-4], 0.0, atol=1e-4)
-
-
-def test_loud_frames_are_those_in_range_of_the_loudest(noise: NDArray[np.float64]) -> None:
-    ceps = scipy.fft.dct(noise, type=2, norm="ortho", axis=0)
-    x = torch.from_numpy(np.stack([ceps, ceps, ceps])[None]).float()
-    power_db = 10.0 * np.log10(np.exp(noise[1::2]).sum(0))
-    for range_db in (3.0, 6.0, 30.0):
-        found = LoudFrames(NUM_MEL, range_db)(x)[0].numpy()
-        assert found.tolist() == (power_db > power_db.max() - range_db).astype(float).tolist()
-        assert 0 < found.sum() <= NUM_FRAMES
-    with torch.autocast("cpu", torch.bfloat16):
-        same = LoudFrames(NUM_MEL, 6.0)(x)[0].numpy()
-    assert same.tolist() == LoudFrames(NUM_MEL, 6.0)(x)[0].numpy().tolist()

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from streamer.errors import ConfigError
 from train.can_config import NUM_FEATURES, CanConfig
-from train.contours import LoudFrames
 
 
 class CanOutput(NamedTuple):
@@ -198,9 +197,6 @@ class CascadedAttentionNetwork(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", spread)
         self.register_buffer("kept", torch.tensor(config.kept_features), persistent=False)
-        self.loud_frames = (
-            LoudFrames(config.num_ceps, config.can_range_db) if config.can_range_db else None
-        )
         self.conv = TemporalStack(config) if config.front == "temporal" else ConvStack(config)
         self.attention = SpatiotemporalAttention(config)
         self.blstm = nn.LSTM(
@@ -230,10 +226,7 @@ class CascadedAttentionNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> CanOutput:
         """Score windows (n, 3, num_rows, T), features as they come from the front end."""
-        is_loud = None if self.loud_frames is None else self.loud_frames(x)
         x = (x - self.mean) / self.deviation
-        if is_loud is not None:
-            x = x * is_loud[:, None, None, :]
         if len(self.config.kept_features) < NUM_FEATURES:
             x = x.index_select(1, self.kept)
         f3 = self.attention(self.conv(x))
@@ -244,8 +237,8 @@ class CascadedAttentionNetwork(nn.Module):
         else:
             embedding, attention = self.fusion(sequence)
         if self.config.statistics_pooling:
-            moments = _moments(sequence, is_loud, self.config.time_stride)
-            embedding = torch.cat([embedding, *moments], dim=1)
+            deviation = (sequence.var(1) + 1e-4).sqrt()
+            embedding = torch.cat([embedding, sequence.mean(1), deviation], dim=1)
         if (stride := self.config.time_stride) > 1:  # a step's attention is shared by its frames
             attention = (attention / stride).repeat_interleave(stride, dim=1)
         seen = self.dropout(embedding)
@@ -259,17 +252,6 @@ class CascadedAttentionNetwork(nn.Module):
 def count_parameters(model: nn.Module) -> int:
     """Number of trained values in `model`: buffers are not counted."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _moments(sequence: Tensor, is_loud: Tensor | None, stride: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over time of (n, T / stride, c), where ``is_loud`` (n, T) says so."""
-    if is_loud is None:
-        return sequence.mean(1), (sequence.var(1) + 1e-4).sqrt()
-    weights = is_loud[:, ::stride, None]
-    weights = (weights / weights.sum(1, keepdim=True).clamp(min=1.0)).to(sequence.dtype)
-    mean = (sequence * weights).sum(1)
-    variance = ((sequence - mean.unsqueeze(1)).square() * weights).sum(1)
-    return mean, (variance + 1e-4).sqrt()
 
 
 def _statistic(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -49,9 +49,6 @@ class CanConfig:
     dropout: float = 0.0  # on the BLSTM's input and on the classifier's; not in the paper
     # Adds mean and deviation over time of the BLSTM's output to the embedding.
     statistics_pooling: bool = False
-    # Frames so many dB or more below a window's loudest are silence: zeros to the CAN, and no part
-    # of those statistics. 0 for none.
-    can_range_db: float = 0.0
     num_emotions: int = 0  # words of the corpora's own for a second classifier, in training alone
     # Scales the returned embedding, which the triplet loss sees, to length 1; the classifier reads
     # it as it was.
@@ -101,9 +98,10 @@ class CanConfig:
                 f"gate_width is {self.gate_width}, of {self.statistics_members} networks of "
                 "statistics: expected 0, or more where there is such a network"
             )
-        for name in ("can_range_db", "statistics_range_db"):
-            if not 0.0 <= getattr(self, name) <= 100.0:
-                raise ConfigError(f"{name} is {getattr(self, name):g}: expected 0 to 100 dB")
+        if not 0.0 <= self.statistics_range_db <= 100.0:
+            raise ConfigError(
+                f"statistics_range_db is {self.statistics_range_db:g}: expected 0 to 100 dB"
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout}: expected 0 or more and less than 1")
         if self.conv_channels[-1] < self.channel_reduction:

@@ -7,8 +7,6 @@ Peeters, "A large set of audio features for sound description" (IRCAM, 2004), se
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -31,9 +29,13 @@ class Contours(nn.Module):
 
     def __init__(self, num_ceps: int) -> None:
         super().__init__()
-        basis = _basis(num_ceps)
+        num_mel = max(FeatureConfig().num_mel, num_ceps)
+        place = torch.arange(0.5 + _EVERY // 2, num_mel, _EVERY)
+        order = torch.arange(num_ceps, dtype=torch.float32)[:, None]
+        basis = (2.0 / num_mel) ** 0.5 * torch.cos(torch.pi * order * place / num_mel)
+        basis[0] /= 2.0**0.5  # the inverse of an orthonormal DCT-II
         self.register_buffer("basis", basis, persistent=False)
-        self.num_bands = basis.shape[1]
+        self.num_bands = len(place)
         self.num_contours = self.num_bands + _NUM_SHAPES
         self.level_row = self.num_bands + _LEVEL
 
@@ -72,44 +74,6 @@ class Contours(nn.Module):
             ],
             dim=1,
         )
-
-
-class LoudFrames(nn.Module):
-    """Which frames are no silence: (n, 3, num_rows, T) -> (n, T), 1 or 0.
-
-    Those less than ``range_db`` below the loudest of their window. The rest is the detector's
-    margins around speech, and pauses: they tell of the recording, not of the voice.
-    """
-
-    basis: Tensor
-
-    def __init__(self, num_ceps: int, range_db: float) -> None:
-        super().__init__()
-        self.register_buffer("basis", _basis(num_ceps), persistent=False)
-        self.range_db = range_db
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compare the frames of windows, features as they come from the front end."""
-        with torch.autocast(x.device.type, enabled=False):
-            level = torch.logsumexp(self.basis.T @ x[:, 0, : len(self.basis)], dim=1)
-        return are_loud(level, self.range_db).to(x.dtype)
-
-
-def are_loud(level: Tensor, range_db: float) -> Tensor:
-    """(n, T), natural logarithms of power -> which are within a range of the row's largest."""
-    least = level.max(1, keepdim=True).values - range_db * math.log(10.0) / 10.0
-    is_loud: Tensor = level > least
-    return is_loud
-
-
-def _basis(num_ceps: int) -> Tensor:
-    """What turns cepstra into log energies of every second mel band, (num_ceps, num_bands)."""
-    num_mel = max(FeatureConfig().num_mel, num_ceps)
-    place = torch.arange(0.5 + _EVERY // 2, num_mel, _EVERY)
-    order = torch.arange(num_ceps, dtype=torch.float32)[:, None]
-    basis: Tensor = (2.0 / num_mel) ** 0.5 * torch.cos(torch.pi * order * place / num_mel)
-    basis[0] /= 2.0**0.5  # the inverse of an orthonormal DCT-II
-    return basis
 
 
 def _delta(rows: Tensor) -> Tensor:

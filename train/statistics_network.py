@@ -10,6 +10,7 @@ such network hears whether it is speech at all.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from streamer.errors import ConfigError
 from streamer.features import FeatureConfig
 from train.can import CanOutput
 from train.can_config import NUM_FEATURES, CanConfig
-from train.contours import Contours, are_loud
+from train.contours import Contours
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _DELTA_TAIL = 0.1
@@ -147,9 +148,12 @@ class StatisticsNetworks(nn.Module):
     def _loud_frames(self, level: Tensor) -> Tensor:
         """(n, T) -> (n, T / 2): frames in range of the loudest, in order, evenly picked.
 
-        Where fewer are in range some stand there twice.
+        Where fewer are in range some stand there twice. What is left out is silence, and the
+        detector's margins around speech: they tell of the recording, not of the voice.
         """
-        num_so_far = are_loud(level, self.config.statistics_range_db).float().cumsum(1)
+        log_range = self.config.statistics_range_db * math.log(10.0) / 10.0  # of power, as level
+        is_loud = level > level.max(1, keepdim=True).values - log_range
+        num_so_far = is_loud.float().cumsum(1)
         odd = 2.0 * torch.arange(self.num_picked, device=level.device) + 1.0
         wanted = (odd * num_so_far[:, -1:] / (2.0 * self.num_picked)).floor() + 1.0
         return (num_so_far[:, None, :] < wanted[:, :, None]).long().sum(2)
