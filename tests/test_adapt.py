@@ -17,13 +17,14 @@ from streamer.errors import ConfigError, ModelError
 from streamer.model import Model
 from tests.made_up_corpus import TINY, write_corpus
 from tests.models import tiny_checkpoint
-from train.adapt import AdaptConfig, Verdict, adapt
+from train.adapt import AdaptConfig, adapt
 from train.adapt_command import add_parser
 from train.can import CascadedAttentionNetwork
 from train.checkpoint import Checkpoint
 from train.committee import build_can
 from train.config import FitConfig
 from train.corpora import load_manifest
+from train.verdict import Verdict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,6 +95,7 @@ def test_a_model_is_adapted_and_says_what_it_was_adapted_to(
     said = capsys.readouterr().err
     assert "on 24 utterances of 3 speakers held out of the adapting UAR went from" in said
     assert "torch and ONNX Runtime differ by" in said
+    assert "had trained the model" not in said
     card: Card = Model.load(output, provider="cpu").card
     assert card.name == "mine"
     assert [corpus.name for corpus in card.data] == ["mine", "nemo", "made-up"]
@@ -112,6 +114,19 @@ def test_a_model_is_adapted_and_says_what_it_was_adapted_to(
     assert norms and all(
         torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in norms
     )
+
+
+def test_speakers_who_may_have_trained_the_model_are_told(
+    model: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
+    run(str(model), "--manifest", str(manifest), "-o", str(first), "--epochs", "1")
+    assert "had trained the model" not in capsys.readouterr().err
+    run(str(first), "--manifest", str(manifest), "-o", str(again), "--epochs", "1")
+    assert "made-up had trained the model before: if these speakers" in capsys.readouterr().err
+    card = Model.load(again, provider="cpu").card
+    assert card.training["adapted"]["verdict"]["heard_before"] == ["made-up"]
+    assert "made-up had trained the model before" in card.description
 
 
 def test_of_two_speakers_nothing_is_claimed(
@@ -138,7 +153,7 @@ def test_what_became_worse_is_not_written(
     model: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worse = Verdict(before=0.7, after=0.5, interval=(-0.3, -0.1), speakers=9, utterances=90)
-    monkeypatch.setattr(train.adapt, "_judge", lambda _: worse)
+    monkeypatch.setattr(train.adapt, "_judge", lambda *_: worse)
     output = tmp_path / "mine.onnx"
     with pytest.raises(ModelError, match=r"nothing was written.*it became worse"):
         adapt(model, load_manifest(manifest), output, AdaptConfig(epochs=1), name="mine")

@@ -35,11 +35,11 @@ from train.evaluate import fit
 from train.listening import NO_ANSWER, Group, Heard, hear
 from train.measures import rounded
 from train.metrics import confusion, uar_difference, unweighted_average_recall
+from train.verdict import Verdict
 
 MIN_SPEAKERS = 3
 _NUM_FOLDS = 3  # as many trainings more: minutes on a laptop
 _CONDITIONS = ("clean", "telephone")
-_FAMILY = 8  # below so many speakers an interval over them is a rough one
 
 _T = TypeVar("_T")
 
@@ -70,41 +70,6 @@ class AdaptConfig:
                 f"{self.epochs} epochs of {self.epoch_windows} windows by {self.batch_size} at "
                 f"{self.learning_rate:g}: expected 1 or more of each, and a positive rate"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """UAR of held-out speakers before and after; ``interval`` is of the difference, 95 %."""
-
-    before: float
-    after: float
-    interval: tuple[float, float]
-    speakers: int
-    utterances: int
-
-    @property
-    def word(self) -> str:
-        """``better`` or ``worse`` where the interval leaves no doubt, else ``undecided``."""
-        low, high = self.interval
-        return "better" if low > 0 else "worse" if high < 0 else "undecided"
-
-    def sentence(self) -> str:
-        """Say what was found, and no more than that."""
-        points = 100 * (self.after - self.before)
-        low, high = (100 * value for value in self.interval)
-        found = (
-            f"on {self.utterances} utterances of {self.speakers} speakers held out of the adapting "
-            f"UAR went from {self.before:.3f} to {self.after:.3f}: {points:+.1f} points, 95 % "
-            f"interval {low:+.1f} to {high:+.1f}"
-        )
-        rough = f"; with {self.speakers} speakers the interval is rough"
-        few = rough if self.speakers < _FAMILY else ""
-        claim = {
-            "better": "it became better",
-            "worse": "it became worse",
-            "undecided": "that it became better cannot be claimed, the interval contains 0",
-        }
-        return f"{found}{few}. So {claim[self.word]}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +148,7 @@ def adapt(
             fine_tune(network, [cut for cut in cuts if cut.speaker_id not in out], config, advance)
             held_out = tuple(item for item in labelled if item.speaker_id in out)
             pairs += _compare(base, network, held_out, Path(folder) / f"fold{fold}.onnx")
-        verdict = _accepted(pairs)
+        verdict = _accepted(pairs, base.card)
         network = base.network()
         fine_tune(network, cuts, config, advance)
         card = _new_card(base, labelled, verdict, [after for _, after in pairs], name, licence)
@@ -200,8 +165,8 @@ def _labelled(utterances: Sequence[Utterance]) -> list[Utterance]:
     return labelled
 
 
-def _accepted(pairs: list[tuple[Heard, Heard]]) -> Verdict | None:
-    verdict = _judge(pairs) if pairs else None
+def _accepted(pairs: list[tuple[Heard, Heard]], card: Card) -> Verdict | None:
+    verdict = _judge(pairs, {corpus.name for corpus in card.data}) if pairs else None
     if verdict and verdict.word == "worse":
         raise ModelError(f"nothing was written: {verdict.sentence()}")
     return verdict
@@ -330,7 +295,7 @@ def _with_network(base: _Base, network: Network) -> Checkpoint:
     return replace(base.checkpoint, network=network)
 
 
-def _judge(pairs: Sequence[tuple[Heard, Heard]]) -> Verdict:
+def _judge(pairs: Sequence[tuple[Heard, Heard]], trained_on: set[str]) -> Verdict:
     truth = [before.truth for before, _ in pairs]
     answers = [before.answer for before, _ in pairs], [after.answer for _, after in pairs]
     speakers = [before.utterance.speaker_id for before, _ in pairs]
@@ -343,6 +308,7 @@ def _judge(pairs: Sequence[tuple[Heard, Heard]]) -> Verdict:
         interval=(rounded(low), rounded(high)),
         speakers=len(set(speakers)),
         utterances=len(pairs),
+        heard_before=tuple(sorted(trained_on & {item.utterance.corpus for item, _ in pairs})),
     )
 
 
