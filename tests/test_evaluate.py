@@ -366,6 +366,9 @@ def test_each_corpus_is_tested_by_a_network_that_heard_none_of_it(
         "theirs": 3,
     }
     assert [list(fold["test"]) for fold in results["folds"]] == [["made-up"], ["theirs"]]
+    page = (run / "results.html").read_text(encoding="utf-8")
+    assert "A fold tests one corpus" in page
+    assert ">nan<" not in page and ">-<" in page, "a fold has no figure of what trained it"
     assert main(["evaluate", str(run), *files[:2], *quick]) == 1
     assert "was trained as fold 0" in capfd.readouterr().err.replace("\n", " ")
 

@@ -18,6 +18,7 @@ from train.evaluation_plots import (
 )
 from train.figures import draw_confusions
 from train.report import Figure, Report, Section, Table, page
+from train.tables import FOLDS_PROTOCOLS
 
 
 def evaluation_page(results: dict[str, Any]) -> str:
@@ -318,19 +319,26 @@ def _spliced(results: dict[str, Any], pngs: Path) -> Section:
 def _how(results: dict[str, Any]) -> Section:
     if not results["folds"]:
         return Section(title="Protocol", text=(_sentence(results["protocol"]),))
-    corpora = list(results["folds"][0]["test"])
+    corpora = list(results["corpora"])
     rows = [
         [
             str(fold["fold"]),
             str(fold["epoch"] + 1),
-            *(f"{fold['test'].get(corpus, float('nan')):.3f}" for corpus in corpora),
+            *(
+                f"{fold['test'][corpus]:.3f}" if corpus in fold["test"] else "-"
+                for corpus in corpora
+            ),
             *(f"{value:.3f}" for value in fold["temperatures"].values()),
         ]
         for fold in results["folds"]
     ]
     return Section(
         title="Folds",
-        text=("A speaker's fold is his place among his corpus's sorted speakers, modulo 5.",),
+        text=(
+            "A fold tests one corpus; a fifth of the other corpora's speakers validate."
+            if results["protocol"] == FOLDS_PROTOCOLS["corpora"]
+            else "A speaker's fold is his place among his corpus's sorted speakers, modulo 5.",
+        ),
         parts=(
             Table(
                 caption="Each fold's test speakers, clean",
