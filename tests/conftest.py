@@ -40,10 +40,14 @@ def model_path() -> Path:
     return SHIPPED_MODEL
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """One thread for torch: sums in one order only, and tiny networks are no faster on two."""
-    torch = pytest.importorskip("torch")
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Give torch one thread in modules marked so, before any other fixture of theirs trains."""
+    if request.node.get_closest_marker("one_thread") is None:
+        yield
+        return
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

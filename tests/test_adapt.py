@@ -26,7 +26,7 @@ from train.config import FitConfig
 from train.corpora import load_manifest
 from train.verdict import Verdict
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.one_thread
 
 
 def untrained(config: FitConfig = TINY) -> Checkpoint:

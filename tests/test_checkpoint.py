@@ -23,7 +23,7 @@ from train.checkpoint import (
     read_resumable,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.one_thread
 
 
 @pytest.fixture(scope="module")

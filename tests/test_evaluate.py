@@ -40,7 +40,7 @@ from train.loop import score_clips
 from train.results import card_results
 from train.splits import speaker_folds
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.one_thread
 
 QUICK = EvaluateConfig(conditions=("clean",), offline=False, spliced=False)
 

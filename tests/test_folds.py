@@ -31,7 +31,7 @@ from train.folds import (
 from train.listening import Group, hear
 from train.splits import Split, speaker_folds
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.one_thread
 
 REFITTED = tiny(refit=True, epochs=4, windows_per_clip=2, weight_average=0.0)
 """Enough to learn something, so that a temperature tells whose it is."""

@@ -18,7 +18,7 @@ from train.loop import fit, score_clips, validation_uar
 from train.material import draw_epoch, prepare
 from train.splits import Split, speaker_folds, split_all
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.one_thread
 
 
 @pytest.fixture(scope="module")

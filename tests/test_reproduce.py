@@ -40,7 +40,7 @@ from train.reproduce_scores import Answers, gather, summarize
 from train.reproduce_variants import PUBLISHED, STUDIES, SWEEPS, TABLES, VARIANTS, Plan
 from train.systems import build_network
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.one_thread
 
 WORDS = ("ang", "exc", "neu", "sad")
 
