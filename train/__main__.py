@@ -11,12 +11,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from streamer.errors import ConfigError, SerStreamError
 from train import adapt_command, evaluate_command
 from train.checkpoint import num_epochs_done
-from train.commands import add_data_options, add_held_out_option, load_utterances, positive
+from train.commands import (
+    add_data_options,
+    add_held_out_option,
+    load_utterances,
+    positive,
+    progress_bar,
+)
 from train.config import FitConfig, load_config
 from train.copies import noise_utterances
 from train.corpora import Utterance
@@ -243,7 +249,7 @@ def _fill_cache(
     parts = [(list(utterances), condition) for condition in config.shares]
     if config.noise_alone:
         parts.append((list(noise_utterances(surroundings)), "clean"))
-    with _progress(console, MofNCompleteColumn()) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("features", total=sum(len(part) for part, _ in parts))
         for part, condition in parts:
             cache_clips(
@@ -257,12 +263,11 @@ def _fill_cache(
             )
 
 
-def _progress(console: Console, *columns: MofNCompleteColumn) -> Progress:
+def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
-        *columns,
         TimeRemainingColumn(),
         console=console,
     )

@@ -30,6 +30,7 @@ from train.checkpoint import Checkpoint, halved, load_checkpoint
 from train.committee import Committee, build_can
 from train.conditions import condition_samples
 from train.config import config_from_dict
+from train.contenders import corpora_heard
 from train.corpora import LABELS, CorpusError, Utterance
 from train.evaluate import fit
 from train.listening import NO_ANSWER, Group, Heard, hear
@@ -148,7 +149,7 @@ def adapt(
             fine_tune(network, [cut for cut in cuts if cut.speaker_id not in out], config, advance)
             held_out = tuple(item for item in labelled if item.speaker_id in out)
             pairs += _compare(base, network, held_out, Path(folder) / f"fold{fold}.onnx")
-        verdict = _accepted(pairs, base.card)
+        verdict = _accepted(pairs, corpora_heard(base.card, labelled))
         network = base.network()
         fine_tune(network, cuts, config, advance)
         card = _new_card(base, labelled, verdict, [after for _, after in pairs], name, licence)
@@ -165,8 +166,8 @@ def _labelled(utterances: Sequence[Utterance]) -> list[Utterance]:
     return labelled
 
 
-def _accepted(pairs: list[tuple[Heard, Heard]], card: Card) -> Verdict | None:
-    verdict = _judge(pairs, {corpus.name for corpus in card.data}) if pairs else None
+def _accepted(pairs: list[tuple[Heard, Heard]], heard: tuple[str, ...]) -> Verdict | None:
+    verdict = _judge(pairs, heard) if pairs else None
     if verdict and verdict.word == "worse":
         raise ModelError(f"nothing was written: {verdict.sentence()}")
     return verdict
@@ -295,7 +296,7 @@ def _with_network(base: _Base, network: Network) -> Checkpoint:
     return replace(base.checkpoint, network=network)
 
 
-def _judge(pairs: Sequence[tuple[Heard, Heard]], trained_on: set[str]) -> Verdict:
+def _judge(pairs: Sequence[tuple[Heard, Heard]], heard: tuple[str, ...]) -> Verdict:
     truth = [before.truth for before, _ in pairs]
     answers = [before.answer for before, _ in pairs], [after.answer for _, after in pairs]
     speakers = [before.utterance.speaker_id for before, _ in pairs]
@@ -308,7 +309,7 @@ def _judge(pairs: Sequence[tuple[Heard, Heard]], trained_on: set[str]) -> Verdic
         interval=(rounded(low), rounded(high)),
         speakers=len(set(speakers)),
         utterances=len(pairs),
-        heard_before=tuple(sorted(trained_on & {item.utterance.corpus for item, _ in pairs})),
+        heard_before=heard,
     )
 
 

@@ -141,7 +141,7 @@ def model_contender(
         checkpoint=None,
         validation=(),
         test=_some(held_out or utterances, config),
-        is_held_out=bool(held_out) or not _has_heard(card, utterances),
+        is_held_out=bool(held_out) or not corpora_heard(card, utterances),
     )
 
 
@@ -162,8 +162,9 @@ def _held_out(card: Card, fold: int | None, utterances: Sequence[Utterance]) -> 
     return []
 
 
-def _has_heard(card: Card, utterances: Sequence[Utterance]) -> bool:
-    return bool({item.corpus for item in utterances} & {item.name for item in card.data})
+def corpora_heard(card: Card, utterances: Sequence[Utterance]) -> tuple[str, ...]:
+    """Return which of the utterances' corpora trained a model, perhaps with these speakers."""
+    return tuple(sorted({item.corpus for item in utterances} & {item.name for item in card.data}))
 
 
 def check_split(

@@ -93,20 +93,17 @@ def corpus_folds(utterances: Sequence[Utterance]) -> list[Split]:
     So language, room, microphone and actors of the test are all unheard.
 
     Raises:
-        CorpusError: as :func:`speaker_folds`, or fewer than two corpora.
+        CorpusError: as :func:`split_all`, or fewer than two corpora.
     """
     ordered = _ordered(utterances)
     corpora = sorted({utterance.corpus for utterance in ordered})
     if len(corpora) < 2:
         raise CorpusError(f"found one corpus, {corpora[0]}: expected two or more, to hold one out")
-    num_folds = min(NUM_FOLDS, _num_speakers_of_smallest(ordered))
-    fold_of = fold_by_speaker(ordered, num_folds)
     splits = []
     for fold, corpus in enumerate(corpora):
-        others = [utterance for utterance in ordered if utterance.corpus != corpus]
-        parts = _split_by_fold(others, fold_of, test=None, validation=0)
-        test = tuple(utterance for utterance in ordered if utterance.corpus == corpus)
-        splits.append(replace(parts, fold=fold, test=test))
+        others = split_all([item for item in ordered if item.corpus != corpus], validation_fold=0)
+        test = tuple(item for item in ordered if item.corpus == corpus)
+        splits.append(replace(others, fold=fold, test=test))
     return splits
 
 
