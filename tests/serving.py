@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from socket import SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, create_server
@@ -23,11 +23,14 @@ from websockets.sync.client import ClientConnection, connect
 
 from streamer.batching import Scorer
 from streamer.events import Event, Summary, decode_event
+from streamer.pressure import PressureConfig
 from streamer.records import Store
 from streamer.server import ServerConfig, ServerProcess
 
 DEADLINE_S = 30.0
 """Nothing here takes a second; two busy cores may make it ten."""
+PATIENT = PressureConfig(raise_s=(100.0, 200.0, 300.0), behind_s=100.0)
+"""What is said must not depend on how much of a core the server gets: nothing is overload."""
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
@@ -95,7 +98,7 @@ def serving(
         if receive_buffer_bytes is not None:  # else the kernel grows it, to 6 or 32 MB of audio
             listener.setsockopt(SOL_SOCKET, SO_RCVBUF, receive_buffer_bytes)
         port = listener.getsockname()[1]
-        settings = ServerConfig(port=port, **config)
+        settings = ServerConfig(port=port, **{"pressure": PATIENT, **config})
         process = ServerProcess(settings, lambda: nullcontext(scorer), store=kept)
         thread = threading.Thread(target=process.run, args=([listener],))
         thread.start()
@@ -192,17 +195,19 @@ class ServerUnderTest(Running):
 _PROGRAM = """
 import json, sys
 from pathlib import Path
-from streamer.records import Store
+from streamer.pressure import PressureConfig
 from streamer.server import ServerConfig, serve
 settings = json.loads(sys.argv[2])
-sys.exit(serve(ServerConfig(port=0, **settings), Path(sys.argv[1]), "cpu"))
+pressure = PressureConfig(**settings.pop("pressure"))
+sys.exit(serve(ServerConfig(port=0, pressure=pressure, **settings), Path(sys.argv[1]), "cpu"))
 """
 
 
 @contextmanager
 def server_process(model_path: Path, **settings: Any) -> Iterator[ServerUnderTest]:
     """Run `serve` in a process of its own, with settings that JSON can carry."""
-    command = [sys.executable, "-c", _PROGRAM, str(model_path), json.dumps(settings)]
+    asked = {"pressure": asdict(PATIENT), **settings}
+    command = [sys.executable, "-c", _PROGRAM, str(model_path), json.dumps(asked)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
