@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from train.conditions import CONDITIONS, Surroundings
 from train.config import FitConfig
 from train.corpora import CorpusError, Utterance
 from train.folds import with_validation
-from train.splits import HeldOut, Split, folds_of, speaker_folds
+from train.splits import HeldOut, Split, folds_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,7 @@ def model_contender(
     """Take a model file as it is, with its own temperatures and thresholds.
 
     It hears all utterances or, if its card says that it is a fold of this very data, that fold's
-    test speakers.
+    test speakers, or corpus.
 
     Raises:
         ConfigError: folds are asked for.
@@ -132,31 +134,32 @@ def model_contender(
     if config.folds:
         raise ConfigError(f"folds of one model, {path}: expected a folder of folds")
     card = Model.load(path, provider="cpu").card
-    fold = card.training.get("fold")
-    held_out = _held_out(card, fold, utterances)
+    held_out = _held_out(card, utterances)
+    test = _some(held_out or utterances, config)
     return Contender(
         model=path,
         card=card,
-        fold=fold,
+        fold=card.training.get("fold"),
         checkpoint=None,
         validation=(),
-        test=_some(held_out or utterances, config),
-        is_held_out=bool(held_out) or not corpora_heard(card, utterances),
+        test=test,
+        is_held_out=bool(held_out) or not corpora_heard(card, test),
     )
 
 
-def _held_out(card: Card, fold: int | None, utterances: Sequence[Utterance]) -> list[Utterance]:
-    """Return all utterances of the speakers whom a fold's model has not heard, if it is that."""
+def _held_out(card: Card, utterances: Sequence[Utterance]) -> list[Utterance]:
+    """Return all utterances of those whom a fold's model, of either kind, has not heard."""
     labelled = [item for item in utterances if item.label]
-    heard = {item.name: (item.utterances, item.speakers) for item in card.data}
-    try:
-        splits = speaker_folds(labelled) if fold is not None else []
-    except CorpusError:
-        return []
+    told = {
+        item.name: {"utterances": item.utterances, "speakers": item.speakers} for item in card.data
+    }
+    splits: list[Split] = []
+    for held_out in get_args(HeldOut):
+        with suppress(CorpusError):  # too few speakers, or corpora, for folds of that kind
+            splits += folds_of(labelled, held_out)
     for split in splits:
-        counts = _count(split.train)
-        told = {name: (item["utterances"], item["speakers"]) for name, item in counts.items()}
-        if split.fold == fold and told == heard:
+        counts = _count(split.train), _count(with_validation(split).train)
+        if split.fold == card.training.get("fold") and told in counts:
             speakers = {item.speaker_id for item in split.test}
             return [item for item in utterances if item.speaker_id in speakers]
     return []
