@@ -91,6 +91,7 @@ def test_an_interrupted_fit_says_how_to_go_on(
         (["fit", "--fold", "0", "--data", "/nowhere"], "found no speech corpus"),
         (["fit", "--fold", "0", "--config", "papre"], "no configuration 'papre'"),
         (["fit", "--all", "--set", "epoch=1"], "unknown key 'epoch'"),
+        (["fit", "--all", "--held-out", "corpora"], "expected one of them"),
     ],
 )
 def test_failures_are_told_in_a_line(

@@ -135,6 +135,8 @@ def _add_sounds_options(parser: argparse.ArgumentParser) -> None:
 
 def _fit(options: argparse.Namespace, console: Console) -> None:
     """Train one network; a folder that was begun before is continued to the same result."""
+    if options.all and options.held_out == "corpora":
+        raise ConfigError("--all with --held-out corpora: expected one of them, as all train")
     config, utterances = _begin(options)
     if options.all:
         split, name = split_all(utterances), "all"
