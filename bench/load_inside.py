@@ -1,5 +1,7 @@
 """`ser-serve` in a process whose clock can be set and whose objects can be counted from outside.
 
+Its door stays open: how late it is, is up to the machine; windows are left out, but no call.
+
 Lines on its standard input: ``clock SECONDS`` sets the system's time so much ahead of the right one
 for all that is asked of Python's `time.time`, and ``count`` has its objects counted. Each is
 answered by a line of JSON on standard output.
@@ -10,11 +12,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 import os
 import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
+
+import streamer.pressure
 
 PASSING = ("Connection", "LiveCall", "Call", "Session", "BoundedHttp", "BoundedWebSocket")
 """What is there for as long as a call or a connection, and no longer."""
@@ -55,8 +61,14 @@ def _listen() -> None:
 
 
 def main() -> int:
-    # Before the server is imported, which takes `time.time` for its default clock.
+    # Before the server is imported, which takes these for its defaults.
     time.time = lambda: _unix_s() + _clock["ahead_s"]
+    streamer.pressure.PressureConfig = partial(  # type: ignore[assignment,misc]
+        streamer.pressure.PressureConfig,
+        raise_s=(0.4, 0.8, math.inf),
+        patience_s=math.inf,
+        behind_s=math.inf,
+    )
     from streamer.server_command import main as serve
 
     threading.Thread(target=_listen, daemon=True).start()
