@@ -14,7 +14,8 @@ from streamer.errors import ConfigError
 from streamer.features import FeatureConfig
 from tests.made_up_corpus import TINY, make_corpus
 from tests.test_conditions import write_aux
-from train.checkpoint import LARGE
+from train.checkpoint import LARGE, load_checkpoint
+from train.committee import Committee
 from train.config import FitConfig, StatisticsFitConfig
 from train.dataset import NormalizedClip
 from train.loop import fit
@@ -138,7 +139,7 @@ def test_the_largest_weights_are_kept_as_numbers_of_float16(
     fit(split, CONFIG, tmp_path / "run", cache)
     model = torch.load(tmp_path / "run" / "best.pt", weights_only=True)["model"]
     large = {key: value for key, value in model.items() if value.numel() >= LARGE}
-    assert {f"statistics.members.{number}.hidden.1.weight" for number in range(2)} <= set(large)
+    assert {f"statistics.0.members.{number}.hidden.1.weight" for number in range(2)} <= set(large)
     for key, value in large.items():
         assert value.abs().max() > 0 and torch.equal(value.half().float(), value), key
 
@@ -160,7 +161,8 @@ def test_the_gate_tells_speech_from_noise(split: Split, cache: Path, tmp_path: P
     clips = material.train["clean", "cold"]
     windows = [clip.window(int(clip.answers[-1]), config.window.num_frames) for clip in clips]
     with torch.inference_mode():
-        inputs = networks.eval().standardized(torch.from_numpy(np.stack(windows)))
+        found = networks.eval().statistics(torch.from_numpy(np.stack(windows)))
+        inputs = networks.standardize(found)
         is_speech = networks.gate(inputs)[:, 0] > 0
     assert 0 < material.num_speech < len(clips)
     assert is_speech[: material.num_speech].float().mean() > 0.95
@@ -183,13 +185,35 @@ def test_cans_are_trained_beside_as_if_alone(split: Split, cache: Path, tmp_path
     fit(split, many, tmp_path / "committee", cache)
     fit(split, alone, tmp_path / "alone", cache)
     committee, can = kept(tmp_path / "committee/last.pt"), kept(tmp_path / "alone/last.pt")
-    assert any(key.startswith("statistics.members.1.") for key in committee)
+    assert any(key.startswith("statistics.0.members.1.") for key in committee)
     for key, value in can.items():
         assert torch.equal(committee[f"members.0.{key}"], value), key
     differing = {
         key for key, value in can.items() if not torch.equal(committee[f"members.1.{key}"], value)
     }
     assert {"classifier.weight", "blstm.weight_ih_l0"} <= differing
+
+
+def test_over_a_floor_the_scale_is_that_of_what_is_heard(
+    split: Split, cache: Path, tmp_path: Path
+) -> None:
+    network = replace(CONFIG.network, members=2, statistics_members=2, floors_db=(0.0, 10.0))
+    config = replace(CONFIG, network=network)
+    fit(split, config, tmp_path, cache)
+    stored = load_checkpoint(tmp_path / "best.pt").network
+    assert isinstance(stored, Committee)
+    material = prepare(split, config, cache)
+    windows = draw_epoch(material, config, 0)[0].float()
+    plain, floored = stored.cans
+    np.testing.assert_array_equal(plain.mean.numpy(), material.mean)
+    with torch.inference_mode():
+        heard = stored.cans[1].floor(windows).double()
+    np.testing.assert_allclose(floored.mean[:, :, 0], heard.mean((0, 3)), rtol=1e-4, atol=1e-4)
+    deviation = heard.var((0, 3), correction=0).sqrt()
+    np.testing.assert_allclose(floored.deviation[:, :, 0], deviation, rtol=1e-3, atol=1e-4)
+    one, other = (group.input_norm.running_mean for group in stored.groups)
+    assert one is not None and other is not None
+    assert one.any() and other.any() and not torch.equal(one, other), "each has its own scale"
 
 
 def test_another_can_learns_from_draws_of_its_own(

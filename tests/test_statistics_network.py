@@ -17,7 +17,7 @@ from train.statistics_network import StatisticsNetworks
 
 NUM_ROWS, NUM_CEPS = 28, 26
 VOICING = 27
-NUM_CONTOURS = 20 + 12
+NUM_CONTOURS = 10 + 12  # every second band, and the shapes
 CONFIG = CanConfig(num_rows=NUM_ROWS, statistics_members=2, statistics_width=16)
 NAMES = (
     "mean",
@@ -41,7 +41,7 @@ def build(**changes: object) -> StatisticsNetworks:
 def statistics_of(network: StatisticsNetworks, windows: Tensor) -> dict[str, NDArray[np.float32]]:
     """Return what the first window's statistics are before they are normalised.
 
-    28 of each name, of the features' rows; ``contours`` (14, 32) of what stands below them.
+    28 of each name, of the features' rows; ``contours`` (14, 22) of what stands below them.
     """
     with torch.inference_mode():
         each = network.statistics(windows)[0].numpy()
@@ -78,22 +78,44 @@ def test_statistics_are_numpys() -> None:
 
     check("mean", mean)
     # 1e-4 under the root keeps the gradient of a constant row finite.
-    check("deviation", np.sqrt(static.var(axis=1) + 1e-4))
-    check("deviation of delta", np.sqrt(delta.var(axis=1) + 1e-4))
-    check("deviation of delta-delta", np.sqrt(delta_delta.var(axis=1) + 1e-4))
+    check("deviation", np.log(static.var(axis=1) + 1e-4) / 2)
+    check("deviation of delta", np.log(delta.var(axis=1) + 1e-4) / 2)
+    check("deviation of delta-delta", np.log(delta_delta.var(axis=1) + 1e-4) / 2)
     # Of 100 frames, every second one, in order: the share's place among 0 to 99, rounded.
     ordered, ordered_delta = np.sort(static[:, ::2], axis=1), np.sort(delta[:, ::2], axis=1)
-    for share, place in ((0.1, 10), (0.25, 25), (0.5, 49), (0.75, 74), (0.9, 89)):
-        check(f"quantile {share}", ordered[:, place] - mean)
-    check("quantile 0.1 of delta", ordered_delta[:, 10])
-    check("quantile 0.9 of delta", ordered_delta[:, 89])
+    for share, place in ((0.1, 10), (0.25, 25), (0.75, 74), (0.9, 89)):
+        check(f"quantile {share}", np.log(np.abs(ordered[:, place] - mean)))
+    check("quantile 0.5", ordered[:, 49] - mean)
+    check("quantile 0.1 of delta", np.log(-ordered_delta[:, 10]))
+    check("quantile 0.9 of delta", np.log(ordered_delta[:, 89]))
     # A frame of the mean is counted among the voiced ones.
     voiced = static[:, is_voiced]
     count = is_voiced.sum() + 1
     voiced_mean = (voiced.sum(axis=1) + mean) / count
     check("mean of voiced", voiced_mean - mean)
     squares = np.square(voiced - voiced_mean[:, None]).sum(axis=1)
-    check("deviation of voiced", np.sqrt(squares / count + 1e-4))
+    check("deviation of voiced", np.log(squares / count + 1e-4) / 2)
+
+
+def test_a_row_that_moves_half_as_much_has_each_spread_moved_alike() -> None:
+    """What a line or a room does to all spreads is one step in their logarithms."""
+    windows, _ = known_window()
+    windows[:, :, 0] -= windows[:, :1, 0].mean()
+    quieter = windows.clone()
+    quieter[:, :, 0] *= 0.5
+    wide, narrow = statistics_of(build(), windows), statistics_of(build(), quieter)
+    for name in NAMES:
+        if "quantile" in name or "deviation" in name:
+            step = 0.0 if name == "quantile 0.5" else np.log(2.0)
+            # 1e-4 under the root, and a median that is no mean
+            assert wide[name][0] - narrow[name][0] == pytest.approx(step, abs=0.02), name
+
+
+def test_no_spread_is_less_than_the_least() -> None:
+    windows = torch.zeros(1, 3, NUM_ROWS, 200)
+    found = statistics_of(build(), windows)
+    for name in ("quantile 0.1", "quantile 0.9", "quantile 0.1 of delta", "quantile 0.9 of delta"):
+        np.testing.assert_allclose(found[name], np.log(0.02), rtol=1e-6, err_msg=name)
 
 
 def half_silent_window() -> tuple[Tensor, NDArray[np.intp]]:
@@ -112,7 +134,7 @@ def test_rows_in_range_are_numpys_of_frames_evenly_picked() -> None:
     picked = windows[0, 0].numpy().astype(np.float64)[:, places]
     np.testing.assert_allclose(found["mean"], picked.mean(axis=1), atol=1e-4)
     ordered = np.sort(picked[:, ::2], axis=1)
-    expected = ordered[:, 37] - picked.mean(axis=1)  # of 50: the share of 0.75
+    expected = np.log(ordered[:, 37] - picked.mean(axis=1))  # of 50: the share of 0.75
     np.testing.assert_allclose(found["quantile 0.75"], expected, atol=1e-4)
     slope = (picked * np.linspace(-1.0, 1.0, 100)).mean(axis=1)
     np.testing.assert_allclose(found["slope"], slope, atol=1e-4)
@@ -176,10 +198,10 @@ def test_contours_have_the_statistics_that_rows_have() -> None:
     with torch.inference_mode():
         contours = Contours(NUM_CEPS)(windows[:, :, :NUM_CEPS])[0].double().numpy()
     found = statistics_of(build(), windows)["contours"]
-    np.testing.assert_allclose(found[0], contours[0].mean(axis=1), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(
-        found[8], np.sqrt(contours[1].var(axis=1) + 1e-4), rtol=1e-4, atol=1e-4
-    )
+    few = [*range(0, 20, 2), *range(20, 32)]  # bands that neighbour each other say the same
+    np.testing.assert_allclose(found[0], contours[0].mean(axis=1)[few], rtol=1e-4, atol=1e-4)
+    spread = np.log(contours[1].var(axis=1)[few] + 1e-4) / 2
+    np.testing.assert_allclose(found[8], spread, rtol=1e-4, atol=1e-4)
 
 
 def test_correlations_are_numpys_over_voiced_frames() -> None:

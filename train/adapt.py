@@ -249,8 +249,8 @@ def fine_tune(
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-    if isinstance(network, Committee) and network.statistics and network.statistics.gate:
-        network.statistics.gate.requires_grad_(requires_grad=False)  # your folder has no noises
+    if isinstance(network, Committee) and network.gate is not None:
+        network.gate.requires_grad_(requires_grad=False)  # your folder has no noises
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )

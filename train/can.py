@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from streamer.errors import ConfigError
 from train.can_config import NUM_FEATURES, CanConfig
+from train.floor import floor_of
 
 
 class CanOutput(NamedTuple):
@@ -43,7 +44,7 @@ class ConvStack(nn.Module):
             ]
             width = channels
         self.inner = nn.Sequential(*layers)
-        self.last = nn.Conv2d(width, last, (config.num_rows, 1), bias=False)
+        self.last = nn.Conv2d(width, last, (len(config.heard_rows), 1), bias=False)
         self.last_norm = nn.BatchNorm2d(last)
         self.activation = nn.ReLU(inplace=True) if config.last_conv_activation else nn.Identity()
 
@@ -62,7 +63,7 @@ class TemporalStack(nn.Module):
     def __init__(self, config: CanConfig) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        width = len(config.kept_features) * config.num_rows
+        width = len(config.kept_features) * len(config.heard_rows)
         for number, channels in enumerate(config.conv_channels):
             size, stride = (5 if number < 2 else 3), (config.time_stride if number == 0 else 1)
             if number:
@@ -181,6 +182,7 @@ class CascadedAttentionNetwork(nn.Module):
     mean: Tensor
     deviation: Tensor
     kept: Tensor
+    heard: Tensor
 
     def __init__(
         self, config: CanConfig, mean: Tensor | None = None, deviation: Tensor | None = None
@@ -197,6 +199,8 @@ class CascadedAttentionNetwork(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", spread)
         self.register_buffer("kept", torch.tensor(config.kept_features), persistent=False)
+        self.register_buffer("heard", torch.tensor(config.heard_rows), persistent=False)
+        self.floor = floor_of(config)
         self.conv = TemporalStack(config) if config.front == "temporal" else ConvStack(config)
         self.attention = SpatiotemporalAttention(config)
         self.blstm = nn.LSTM(
@@ -226,9 +230,15 @@ class CascadedAttentionNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> CanOutput:
         """Score windows (n, 3, num_rows, T), features as they come from the front end."""
+        return self.score(self.floor(x))
+
+    def score(self, x: Tensor) -> CanOutput:
+        """Score what its floor returned, whose mean and deviation are taken to be the features'."""
         x = (x - self.mean) / self.deviation
         if len(self.config.kept_features) < NUM_FEATURES:
             x = x.index_select(1, self.kept)
+        if len(self.config.heard_rows) < self.config.num_rows:
+            x = x.index_select(2, self.heard)
         f3 = self.attention(self.conv(x))
         sequence = self.blstm(self.dropout(f3))[0]  # (n, T, 2 * lstm_cells)
         if self.fusion is None:

@@ -62,6 +62,11 @@ class CanConfig:
     statistics_width: int = 256
     statistics_range_db: float = 0.0
     gate_width: int = 0
+    # What is heard of a window: its first coefficients (0: all) and every row below them; and with
+    # a floor under its spectrum, in dB under the loudest (0: none; see train/floor.py). A
+    # committee's CANs, and its networks of statistics, have these floors in turn.
+    heard_ceps: int = 0
+    floors_db: tuple[float, ...] = (0.0,)
     num_ceps: int = 26  # coefficients among the rows
     num_labels: int = 4
 
@@ -102,6 +107,12 @@ class CanConfig:
             raise ConfigError(
                 f"statistics_range_db is {self.statistics_range_db:g}: expected 0 to 100 dB"
             )
+        if not 0 <= self.heard_ceps <= self.num_ceps:
+            raise ConfigError(
+                f"heard_ceps is {self.heard_ceps}: expected 0 to {self.num_ceps}, the coefficients"
+            )
+        if not self.floors_db or not all(0.0 <= floor <= 100.0 for floor in self.floors_db):
+            raise ConfigError(f"floors_db is {self.floors_db}: expected one or more of 0 to 100 dB")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout}: expected 0 or more and less than 1")
         if self.conv_channels[-1] < self.channel_reduction:
@@ -129,6 +140,12 @@ class CanConfig:
         """Channels of the input that the network reads: 0 static, 1 delta, 2 delta-delta."""
         switches = (self.use_static, self.use_delta, self.use_delta_delta)
         return tuple(i for i, used in enumerate(switches) if used)
+
+    @property
+    def heard_rows(self) -> tuple[int, ...]:
+        """Rows of a window that the network hears."""
+        heard = self.heard_ceps or self.num_ceps
+        return tuple(row for row in range(self.num_rows) if not heard <= row < self.num_ceps)
 
     @property
     def embedding_width(self) -> int:

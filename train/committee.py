@@ -13,14 +13,16 @@ from torch.nn import functional
 
 from train.can import CanOutput, CascadedAttentionNetwork
 from train.can_config import CanConfig
-from train.statistics_network import StatisticsNetworks
+from train.statistics_network import SpeechGate, StatisticsNetworks
 
 
 class Committee(nn.Module):
     """``config.members`` CANs and ``config.statistics_members`` networks of statistics.
 
-    Each is begun otherwise, and each has the same say. What the gate takes for something else than
-    speech, by that much has no emotion: the same probability for all.
+    Each is begun otherwise, and each has the same say. ``config.floors_db`` are theirs in turn, the
+    CANs' and those of ``statistics``: a group for each floor, whose members share what they hear.
+    What the first group's gate takes for something else than speech, by that much has no emotion:
+    the same probability for all.
     """
 
     def __init__(
@@ -28,42 +30,75 @@ class Committee(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        floors = config.floors_db
         one = replace(config, members=1, statistics_members=0, gate_width=0)
         self.members = nn.ModuleList(
-            CascadedAttentionNetwork(one, mean, deviation) for _ in range(config.members)
+            CascadedAttentionNetwork(
+                replace(one, floors_db=(floors[number % len(floors)],)), mean, deviation
+            )
+            for number in range(config.members)
         )
-        self.statistics = (
-            StatisticsNetworks(config, mean, deviation) if config.statistics_members else None
+        self.statistics = nn.ModuleList(
+            StatisticsNetworks(
+                replace(
+                    config,
+                    floors_db=(floor,),
+                    statistics_members=len(range(number, config.statistics_members, len(floors))),
+                    gate_width=0 if number else config.gate_width,
+                ),
+                mean,
+                deviation,
+            )
+            for number, floor in enumerate(floors[: config.statistics_members])
         )
 
     @property
-    def cans(self) -> list[nn.Module]:
+    def cans(self) -> list[CascadedAttentionNetwork]:
         """The CANs among the members."""
-        return [*self.members]
+        return [part for part in self.members if isinstance(part, CascadedAttentionNetwork)]
 
     def with_cans(self, cans: Sequence[nn.Module]) -> Committee:
         """Return a copy of the committee in which ``cans`` themselves are the CANs."""
         return copy.deepcopy(self, {id(self.members): nn.ModuleList(cans)})
 
+    @property
+    def groups(self) -> list[StatisticsNetworks]:
+        """The networks of statistics, those with the same floor together."""
+        return [part for part in self.statistics if isinstance(part, StatisticsNetworks)]
+
+    @property
+    def gate(self) -> SpeechGate | None:
+        """What tells speech from noise, if there is one."""
+        return self.groups[0].gate if self.groups else None
+
     def outputs(self, x: Tensor) -> list[CanOutput]:
         """Return each member's own output for windows (n, 3, num_rows, T)."""
-        outputs = [can(x) for can in self.cans]
-        return outputs if self.statistics is None else outputs + self.statistics(x)
+        return self._hear(x)[0]
+
+    def _hear(self, x: Tensor) -> tuple[list[CanOutput], list[Tensor]]:
+        """Return each member's output and each group's statistics; each floor is laid once."""
+        floors = {part.config.floors_db: part.floor for part in self.groups}
+        floors |= {can.config.floors_db: can.floor for can in self.cans}
+        over = {key: floor(x) for key, floor in floors.items()}
+        outputs = [can.score(over[can.config.floors_db]) for can in self.cans]
+        inputs = [
+            group.standardize(group.statistics(over[group.config.floors_db]))
+            for group in self.groups
+        ]
+        for group, statistics in zip(self.groups, inputs, strict=True):
+            outputs += group.score(statistics)
+        return outputs, inputs
 
     def forward(self, x: Tensor) -> CanOutput:
         """Score windows: logits are the logarithm of the members' mean probability.
 
         The embedding is the members' side by side, the attention their mean.
         """
-        outputs, log_odds = [can(x) for can in self.cans], None
-        if self.statistics is not None:
-            inputs = self.statistics.standardized(x)
-            outputs = outputs + self.statistics.score(inputs)
-            log_odds = None if self.statistics.gate is None else self.statistics.gate(inputs)
+        outputs, inputs = self._hear(x)
         log_probabilities = [torch.log_softmax(output.logits, dim=1) for output in outputs]
         mean = torch.logsumexp(torch.stack(log_probabilities), dim=0) - math.log(len(outputs))
-        if log_odds is not None:
-            mean = _taken_back(mean, log_odds)
+        if self.gate is not None:
+            mean = _taken_back(mean, self.gate(inputs[0]))
         embedding = torch.cat([output.embedding for output in outputs], dim=1)
         attention = torch.stack([output.attention for output in outputs]).mean(0)
         return CanOutput(mean, embedding, attention)

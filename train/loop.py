@@ -229,13 +229,31 @@ def _begin(material: Material, config: FitConfig, device: str, *, is_new: bool) 
         torch.from_numpy(material.mean),
         torch.from_numpy(material.deviation),
     )
-    if is_new and isinstance(network, Committee) and network.statistics is not None:
-        fit_statistics(network.statistics, material, config)
+    _set_floored_scales(network, material, config)
+    if is_new and isinstance(network, Committee):
+        for group in network.groups:
+            fit_statistics(group, material, config)
     network = network.to(device)
     num_windows = material.num_speech * config.windows_per_clip
     if len(material.train["clean", "cold"]) > material.num_speech:
         num_windows += round(config.noise_alone * num_windows)
     return Learners(config, network, math.ceil(num_windows / config.batch_size))
+
+
+@torch.no_grad()
+def _set_floored_scales(
+    network: CascadedAttentionNetwork | Committee, material: Material, config: FitConfig
+) -> None:
+    """Give each CAN over a floor the mean and deviation of what it hears in an epoch's draws."""
+    floored = [can for can in network.cans if any(can.config.floors_db)]
+    if not floored:
+        return
+    windows = draw_epoch(material, config, 0)[0]
+    for can in floored:
+        heard = torch.cat([can.floor(part.float()) for part in torch.split(windows, 256)])
+        variance, mean = torch.var_mean(heard, dim=(0, 3), correction=0)
+        can.mean.copy_(mean[:, :, None])
+        can.deviation.copy_((variance + 1e-8).sqrt()[:, :, None])
 
 
 def _count_epoch(state: dict[str, Any], line: dict[str, Any], *, has_validation: bool) -> bool:

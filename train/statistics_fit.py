@@ -117,7 +117,7 @@ def _statistics_of(
     while chunk := list(itertools.islice(left, _CHUNK)):
         owners += [owner for owner, _ in chunk]
         stacked = np.stack([window for _, window in chunk])
-        found.append(networks.statistics(torch.from_numpy(stacked)))
+        found.append(networks.statistics(networks.floor(torch.from_numpy(stacked))))
     return torch.cat(found), np.array(owners)
 
 

@@ -20,9 +20,12 @@ from streamer.features import FeatureConfig
 from train.can import CanOutput
 from train.can_config import NUM_FEATURES, CanConfig
 from train.contours import Contours
+from train.floor import floor_of
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _DELTA_TAIL = 0.1
+_LEAST_DISTANCE = 0.02
+"""Of a quantile from the mean, in the training frames' deviations."""
 _PITCH_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 _VOICING_ROW = 1
 """Its place under the coefficients, where the features have pitch."""
@@ -53,8 +56,10 @@ class StatisticsNetworks(nn.Module):
 
     mean: Tensor
     deviation: Tensor
+    heard: Tensor
     ramp: Tensor
     row_ramp: Tensor
+    pitch_places: Tensor
     pairs: Tensor
 
     def __init__(
@@ -77,8 +82,12 @@ class StatisticsNetworks(nn.Module):
         self.register_buffer(
             "deviation", torch.ones(shape) if deviation is None else deviation.clone()
         )
+        self.floor = floor_of(config)
+        self.register_buffer("heard", torch.tensor(config.heard_rows), persistent=False)
         ramp = torch.linspace(-1.0, 1.0, config.num_frames)
         self.register_buffer("ramp", ramp, persistent=False)
+        places = torch.tensor([1.0 - share for share in _PITCH_QUANTILES])
+        self.register_buffer("pitch_places", places, persistent=False)
         self.num_picked = config.num_frames // 2
         row_frames = self.num_picked if config.statistics_range_db else config.num_frames
         self.num_ordered = (row_frames + 1) // 2
@@ -89,7 +98,7 @@ class StatisticsNetworks(nn.Module):
         first, second = torch.triu_indices(correlated, correlated, 1)
         self.register_buffer("pairs", correlated * first + second, persistent=False)
         self.num_inputs = (
-            _NUM_STATISTICS * (config.num_rows + self.contours.num_contours)
+            _NUM_STATISTICS * (len(config.heard_rows) + self.contours.num_few)
             + _NUM_PITCH_STATISTICS
             + len(first)
             + (_NUM_MODULATED + 2) * self.modulations.num_bands
@@ -103,11 +112,7 @@ class StatisticsNetworks(nn.Module):
 
     def forward(self, x: Tensor) -> list[CanOutput]:
         """Score windows (n, 3, num_rows, T), features as they come from the front end."""
-        return self.score(self.standardized(x))
-
-    def standardized(self, x: Tensor) -> Tensor:
-        """Take the windows' statistics, each of mean 0 and deviation 1 over the training's."""
-        return self.standardize(self.statistics(x))
+        return self.score(self.standardize(self.statistics(self.floor(x))))
 
     def standardize(self, statistics: Tensor) -> Tensor:
         """Put what :meth:`statistics` returned on one scale, and no number far off it."""
@@ -124,16 +129,19 @@ class StatisticsNetworks(nn.Module):
         return [member(inputs, attention) for member in self.members]
 
     def statistics(self, x: Tensor) -> Tensor:
-        """(n, 3, num_rows, T) -> (n, num_inputs): rows, pitch, correlations, modulations."""
+        """(n, 3, num_rows, T) -> (n, num_inputs): rows, pitch, correlations, modulations.
+
+        Of what its floor returned.
+        """
         voicing = x[:, 0, self.config.num_ceps + _VOICING_ROW]  # (n, T)
         is_voiced = torch.sigmoid(20.0 * (voicing - 0.5)).unsqueeze(1)
         scaled = (x - self.mean) / self.deviation
         contours = self.contours(x[:, :, : self.config.num_ceps])
-        rows, is_voiced_row = torch.cat([scaled, contours], dim=2), is_voiced
+        rows = torch.cat([scaled.index_select(2, self.heard), self.contours.few(contours)], dim=2)
+        is_voiced_row = is_voiced
         if self.config.statistics_range_db:
             places = self._loud_frames(contours[:, 0, self.contours.level_row])
-            shape = (NUM_FEATURES, self.config.num_rows + self.contours.num_contours, -1)
-            rows = rows.gather(3, places[:, None, None, :].expand(-1, *shape))
+            rows = rows.gather(3, places[:, None, None, :].expand(-1, *rows.shape[1:3], -1))
             is_voiced_row = is_voiced.gather(2, places.unsqueeze(1))
         return torch.cat(
             [
@@ -156,7 +164,7 @@ class StatisticsNetworks(nn.Module):
         num_so_far = is_loud.float().cumsum(1)
         odd = 2.0 * torch.arange(self.num_picked, device=level.device) + 1.0
         wanted = (odd * num_so_far[:, -1:] / (2.0 * self.num_picked)).floor() + 1.0
-        return (num_so_far[:, None, :] < wanted[:, :, None]).long().sum(2)
+        return (num_so_far[:, None, :] < wanted[:, :, None]).float().sum(2).long()
 
     def _row_statistics(self, x: Tensor, is_voiced: Tensor) -> Tensor:
         """(n, 3, num_rows, T) and (n, 1, T) -> (n, 14 num_rows)."""
@@ -165,16 +173,23 @@ class StatisticsNetworks(nn.Module):
         voiced = is_voiced.sum(2) + 1.0  # at least one: whispering has a mean, too
         voiced_mean = ((static * is_voiced).sum(2) + mean) / voiced
         voiced_square = ((static - voiced_mean.unsqueeze(2)).square() * is_voiced).sum(2) / voiced
+        low, lower, middle, upper, high = self._quantiles(static, _QUANTILES)
+        fastest_fall, fastest_rise = self._tails(delta, _DELTA_TAIL)
         parts = [
             mean,
-            _deviation(static),
-            *(quantile - mean for quantile in self._quantiles(static, _QUANTILES)),
+            _deviation(static).log(),
+            _log_distance(mean - low),
+            _log_distance(mean - lower),
+            middle - mean,
+            _log_distance(upper - mean),
+            _log_distance(high - mean),
             (static * self.row_ramp).mean(2),
-            _deviation(delta),
-            _deviation(delta_delta),
-            *self._tails(delta, _DELTA_TAIL),
+            _deviation(delta).log(),
+            _deviation(delta_delta).log(),
+            _log_distance(-fastest_fall),
+            _log_distance(fastest_rise),
             voiced_mean - mean,
-            (voiced_square + 1e-4).sqrt(),
+            (voiced_square + 1e-4).sqrt().log(),
         ]
         return torch.cat(parts, dim=1)
 
@@ -196,34 +211,37 @@ class StatisticsNetworks(nn.Module):
     def _pitch_statistics(self, pitch: Tensor, voicing: Tensor) -> Tensor:
         """Of the voiced frames' pitch, in semitones: level, spread, course, steps; (n, 18)."""
         voiced = (voicing > 0.5).float()
-        num_voiced = voiced.sum(1)
+        num_voiced = voiced.sum(1, keepdim=True)
         count = num_voiced.clamp(min=1.0)
-        mean = (pitch * voiced).sum(1) / count
-        deviation = (((pitch - mean[:, None]).square() * voiced).sum(1) / count + 1e-4).sqrt()
+        mean = (pitch * voiced).sum(1, keepdim=True) / count
+        from_mean = (pitch - mean) * voiced
+        deviation = (from_mean.square().sum(1, keepdim=True) / count + 1e-4).sqrt()
         ordered = torch.topk(pitch * voiced - 1e3 * (1.0 - voiced), pitch.shape[1], dim=1).values
-        places = [((1.0 - share) * (count - 1.0)).round().long() for share in _PITCH_QUANTILES]
-        quantiles = [ordered.gather(1, place[:, None])[:, 0] for place in places]
-        time = (self.ramp * voiced).sum(1) / count
-        spread = ((self.ramp - time[:, None]).square() * voiced).sum(1) / count
-        rise = ((self.ramp - time[:, None]) * (pitch - mean[:, None]) * voiced).sum(1) / count
+        quantiles = ordered.gather(1, (self.pitch_places * (count - 1.0)).round().long())
+        time = (self.ramp * voiced).sum(1, keepdim=True) / count
+        from_middle = self.ramp - time
+        spread = (from_middle.square() * voiced).sum(1, keepdim=True) / count
+        rise = (from_middle * from_mean).sum(1, keepdim=True) / count
         both = voiced[:, 1:] * voiced[:, :-1]
-        steps = (pitch[:, 1:] - pitch[:, :-1]).clamp(-_LARGEST_STEP, _LARGEST_STEP) * both
-        num_steps = both.sum(1).clamp(min=1.0)
+        moves = pitch[:, 1:] - pitch[:, :-1]
+        steps = moves.clamp(-_LARGEST_STEP, _LARGEST_STEP) * both
+        num_steps = both.sum(1, keepdim=True).clamp(min=1.0)
+        begun = (voiced[:, 1:] - voiced[:, :-1]).clamp(min=0.0)  # stretches of voice
         parts = [
             mean,
             deviation,
-            *quantiles,
-            quantiles[-1] - quantiles[0],
+            quantiles,
+            quantiles[:, -1:] - quantiles[:, :1],
             rise / (spread + 1e-2),
-            steps.sum(1) / num_steps,
-            (steps.square().sum(1) / num_steps + 1e-6).sqrt(),
-            steps.abs().sum(1) / num_steps,
-            voiced.mean(1),
-            (voiced[:, 1:] - voiced[:, :-1]).clamp(min=0.0).sum(1),  # stretches of voice begun
-            (voicing * voiced).sum(1) / count,
-            (pitch[:, 1:] - pitch[:, :-1]).abs().mean(1),
+            steps.sum(1, keepdim=True) / num_steps,
+            (steps.square().sum(1, keepdim=True) / num_steps + 1e-6).sqrt(),
+            steps.abs().sum(1, keepdim=True) / num_steps,
+            voiced.mean(1, keepdim=True),
+            begun.sum(1, keepdim=True),
+            (voicing * voiced).sum(1, keepdim=True) / count,
+            moves.abs().mean(1, keepdim=True),
         ]
-        return torch.stack(parts, dim=1) * (num_voiced >= _LEAST_VOICED).float()[:, None]
+        return torch.cat(parts, dim=1) * (num_voiced >= _LEAST_VOICED).float()
 
     def _leading(self, rows: Tensor, count: int) -> Tensor:
         """First coefficients, pitch and voicing: (n, num_rows, T) -> (n, count + 2, T)."""
@@ -313,6 +331,11 @@ def _hidden(num_inputs: int, width: int, before: float, after: float) -> list[nn
         nn.ReLU(),
         nn.Dropout(after),
     ]
+
+
+def _log_distance(distance: Tensor) -> Tensor:
+    """Spreads as logarithms: a line or a room that halves all of them moves each alike."""
+    return distance.clamp(min=_LEAST_DISTANCE).log()
 
 
 def _deviation(rows: Tensor) -> Tensor:
