@@ -238,7 +238,8 @@ def test_another_can_learns_from_draws_of_its_own(
 def test_a_resumed_training_keeps_the_statistics_networks(
     split: Split, cache: Path, tmp_path: Path, num_cans: int
 ) -> None:
-    config = replace(CONFIG, epochs=2, network=replace(CONFIG.network, members=num_cans))
+    network = replace(CONFIG.network, members=num_cans, floors_db=(0.0, 10.0))
+    config = replace(CONFIG, epochs=2, network=network)
     fit(split, config, tmp_path / "whole", cache)
     with pytest.raises(KeyboardInterrupt):
         fit(split, config, tmp_path / "cut", cache, report=_interrupt)

@@ -229,9 +229,9 @@ def _begin(material: Material, config: FitConfig, device: str, *, is_new: bool) 
         torch.from_numpy(material.mean),
         torch.from_numpy(material.deviation),
     )
-    _set_floored_scales(network, material, config)
-    if is_new and isinstance(network, Committee):
-        for group in network.groups:
+    if is_new:  # else all of it is in the checkpoint
+        _set_floored_scales(network, material, config)
+        for group in network.groups if isinstance(network, Committee) else ():
             fit_statistics(group, material, config)
     network = network.to(device)
     num_windows = material.num_speech * config.windows_per_clip
