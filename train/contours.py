@@ -29,7 +29,7 @@ _LEVEL = 6
 
 
 class Contours(nn.Module):
-    """Cepstra with deltas (n, 3, num_ceps, T) -> contours with deltas (n, 3, num_contours, T)."""
+    """Cepstra with deltas (n, 3, num_ceps, T) -> contours with deltas (n, 3, num_bands + 12, T)."""
 
     basis: Tensor
 
@@ -38,7 +38,6 @@ class Contours(nn.Module):
         basis = cepstral_basis(num_ceps)[:, _EVERY // 2 :: _EVERY]
         self.register_buffer("basis", basis, persistent=False)
         self.num_bands = basis.shape[1]
-        self.num_contours = self.num_bands + _NUM_SHAPES
         self.num_few = len(range(0, self.num_bands, _FEW)) + _NUM_SHAPES
         self.level_row = self.num_bands + _LEVEL
 

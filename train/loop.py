@@ -245,7 +245,7 @@ def _set_floored_scales(
     network: CascadedAttentionNetwork | Committee, material: Material, config: FitConfig
 ) -> None:
     """Give each CAN over a floor the mean and deviation of what it hears in an epoch's draws."""
-    floored = [can for can in network.cans if any(can.config.floors_db)]
+    floored = [can for can in network.cans if can.config.floors_db[0]]
     if not floored:
         return
     windows = draw_epoch(material, config, 0)[0]
