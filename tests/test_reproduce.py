@@ -259,6 +259,21 @@ def test_only_what_a_study_needs_is_trained() -> None:
     assert "acrnn-full" in Plan(studies=("table5",), full_width=True).variants("paper")
 
 
+def test_a_seed_is_whole_before_the_next_begins(home: Path, utterances: list[Utterance]) -> None:
+    plan = Plan(studies=("table4",), seeds=(2, 1), num_folds=3, sparse=True)
+    found = [
+        (cell.config.seed, cell.protocol, cell.variant, cell.split.fold)
+        for cell in plan_trainings(utterances, options(home, plan=plan))
+    ]
+    assert found == [
+        (seed, protocol, variant, fold)
+        for seed in (2, 1)
+        for protocol in ("paper", "speakers")
+        for variant in ("can", "no-triplet")
+        for fold in range(3)
+    ]
+
+
 def test_wrong_plans_are_refused(utterances: list[Utterance]) -> None:
     with pytest.raises(ConfigError, match="study 'table9'"):
         Plan(studies=("table9",))

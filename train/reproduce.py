@@ -102,25 +102,26 @@ def reproduce(
 
 
 def plan_trainings(utterances: Sequence[Utterance], options: ReproduceOptions) -> list[Training]:
-    """Return the whole grid, a protocol after the other, the full CAN first."""
+    """Return the whole grid: a seed after the other, in it each protocol, the full CAN first.
+
+    A grid that was cut off thus leaves whole seeds, of which a report can be made.
+    """
     return [
         _training(VARIANTS[name].system, name, protocol, seed, split, options)
+        for seed in options.plan.seeds
         for protocol in options.plan.protocols
         for name in options.plan.variants(protocol)
-        for seed, split in _splits(utterances, protocol, options.plan)
+        for split in _splits(utterances, protocol, seed, options.plan.num_folds)
     ]
 
 
 def _splits(
-    utterances: Sequence[Utterance], protocol: Protocol, plan: Plan
-) -> list[tuple[int, Split]]:
-    """Seeds with their folds: random folds change with the seed, speakers' folds do not."""
-    by_speaker = speaker_folds(utterances, plan.num_folds) if protocol == "speakers" else []
-    return [
-        (seed, split)
-        for seed in plan.seeds
-        for split in by_speaker or paper_protocol_folds(utterances, seed, plan.num_folds)
-    ]
+    utterances: Sequence[Utterance], protocol: Protocol, seed: int, num_folds: int
+) -> list[Split]:
+    """Return a seed's folds: random ones change with it, speakers' do not."""
+    if protocol == "speakers":
+        return speaker_folds(utterances, num_folds)
+    return paper_protocol_folds(utterances, seed, num_folds)
 
 
 def _training(
@@ -160,8 +161,9 @@ def _run_functionals(
         features = {item.utterance_id: row for item, row in zip(utterances, rows, strict=True)}
         cells = [
             _training(name, name, protocol, seed, split, options)
+            for seed in options.plan.seeds
             for protocol in options.plan.protocols
-            for seed, split in _splits(utterances, protocol, options.plan)
+            for split in _splits(utterances, protocol, seed, options.plan.num_folds)
         ]
         with bar(f"{name} machines", len(cells)) as advance:
             for cell in cells:
