@@ -33,6 +33,7 @@ from train.reproduce_fit import (
     read_result,
     run_training,
     with_epochs,
+    write_result,
 )
 from train.reproduce_grid import run_grid
 from train.reproduce_maps import attended_map, quiet_share
@@ -168,6 +169,40 @@ def test_a_result_of_other_settings_is_refused(training: Training, tmp_path: Pat
     assert is_done(mine)
     with pytest.raises(ConfigError, match="another configuration or other data"):
         is_done(replace(mine, config=with_epochs(TINY, 2)))
+
+
+def test_a_result_is_the_same_whatever_it_was_trained_on(
+    training: Training, tmp_path: Path
+) -> None:
+    mine = replace(training, folder=tmp_path, config=with_epochs(TINY, 1))
+    done = run_training(mine)
+    assert (done.device, read_result(tmp_path).device) == ("CPU", "CPU")
+    on_a_gpu = replace(done, device="NVIDIA A (torch 2.13.0)")
+    write_result(tmp_path, replace(mine, device="cuda").settings, on_a_gpu)
+    assert is_done(mine) and is_done(replace(mine, device="cuda"))
+    assert read_result(tmp_path).device == "NVIDIA A (torch 2.13.0)"
+
+
+def test_a_result_that_names_no_device_is_of_the_cpu(training: Training, tmp_path: Path) -> None:
+    result = Result(
+        ids=("one",), truth=np.zeros(1, np.int64), probabilities=np.eye(1, 4), epoch=0, seconds=1.0
+    )
+    write_result(tmp_path, training.settings, result)
+    with np.load(tmp_path / "result.npz") as stored:
+        older = {name: stored[name] for name in stored.files if name != "device"}
+    np.savez(tmp_path / "result.npz", allow_pickle=False, **older)
+    assert is_done(replace(training, folder=tmp_path))
+    assert read_result(tmp_path).device == "CPU"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_repeats_a_training_that_a_cpu_can_read(training: Training, tmp_path: Path) -> None:
+    twice = [replace(training, folder=tmp_path / name, device="cuda") for name in ("a", "b")]
+    one, other = (run_training(each) for each in twice)
+    assert np.array_equal(one.probabilities, other.probabilities)
+    assert torch.cuda.get_device_name() in one.device
+    weights = torch.load(twice[0].folder / "model.pt", weights_only=True)
+    assert all(value.device.type == "cpu" for value in weights.values())
 
 
 def test_shares_of_copies_are_no_part_of_the_papers_training(
@@ -381,6 +416,19 @@ def test_options_become_a_plan() -> None:
     assert (small.fit.epochs, small.fit.patience, small.fit.num_epochs) == (7, 7, 7)
     with pytest.raises(ConfigError, match="--epochs 0"):
         read_options(parsed("--epochs", "0"))
+
+
+def test_a_grid_is_for_a_gpu_where_there_is_one(
+    home: Path, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_options(parsed()).device == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--device cuda: found no GPU"):
+        read_options(parsed("--device", "cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    device = read_options(parsed("--device", "cuda")).device
+    grid = plan_trainings(utterances, options(home, device=device))
+    assert {cell.device for cell in grid} == {"cuda"}
 
 
 def test_the_command_says_what_came_out(

@@ -163,12 +163,21 @@ def test_what_was_done_is_told(report: Report) -> None:
     assert facts["Training"].startswith("30 epochs, Adam, one cycle of the rate up to 0.001, ")
     assert "The paper states Adam, rate 1e-4" in facts["Training"]
     assert facts["Trainings"] == (
-        "80 (8 networks, 2 protocols, 5 folds, 1 seed), one thread each: wall times of 30 s on "
-        "average, 40 min 0 s in all. This command itself: 1 min 5 s, without what was finished "
-        "before it"
+        "80 (8 networks, 2 protocols, 5 folds, 1 seed), all on the CPU, one thread each: wall "
+        "times of 30 s on average, 40 min 0 s in all. This command itself: 1 min 5 s, without what "
+        "was finished before it"
     )
     assert facts["Machine"] == "a processor, 2 cores, Linux, Python 3.11, torch 2.13"
     assert facts["Not run"] == "table5: not asked for"
+
+
+def test_what_trained_is_told() -> None:
+    found = results()
+    for cell in found["trainings"]:
+        cell["device"] = "NVIDIA A (torch 2.13)" if cell["protocol"] == "paper" else "CPU"
+    facts = dict(build_report(found, {}).facts)
+    assert "1 seed), 40 on NVIDIA A (torch 2.13), 40 on the CPU, one thread" in facts["Trainings"]
+    assert facts["Machine"].endswith("torch 2.13; it made this report")
 
 
 def test_findings_say_what_the_intervals_say() -> None:

@@ -27,6 +27,7 @@ from train.config import FitConfig, load_config
 from train.copies import noise_utterances
 from train.corpora import Utterance
 from train.dataset import cache_clips
+from train.devices import DEVICES, require_device
 from train.folds import FoldsConfig, News, fit_fold, fit_side_by_side, is_fold_finished
 from train.loop import fit
 from train.material import find_surroundings
@@ -118,7 +119,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change one setting, such as epochs=10 or loss.alpha=0.5; may be repeated",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="(cpu)")
     parser.add_argument("--threads", type=positive, help="of each training (as many as cores)")
     parser.add_argument(
         "--cache", type=Path, default=CACHE, help=f"where features are kept ({CACHE})"
@@ -215,8 +216,7 @@ def _reproduce(options: argparse.Namespace, console: Console) -> None:
 
 def _begin(options: argparse.Namespace) -> tuple[FitConfig, Sequence[Utterance]]:
     config = load_config(options.config, options.set)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: found no GPU that this torch can use, expected one")
+    require_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     return config, load_utterances(options)

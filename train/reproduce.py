@@ -53,6 +53,7 @@ class ReproduceOptions:
     output: Path = OUTPUT
     cache: Path = Path(".cache/features")
     jobs: int = 1
+    device: str = "cpu"
     command: str = ""
 
 
@@ -136,6 +137,7 @@ def _training(
         split=split,
         folder=options.run / protocol / name / f"seed{seed}-fold{split.fold}",
         cache=options.cache,
+        device=options.device,
     )
 
 

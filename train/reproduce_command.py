@@ -17,6 +17,7 @@ from streamer.errors import ConfigError
 from train.commands import results_console
 from train.config import load_config
 from train.corpora import Utterance
+from train.devices import DEVICES, require_device
 from train.reproduce import OUTPUT, RUNS, ReproduceOptions, reproduce
 from train.reproduce_fit import with_epochs
 from train.reproduce_variants import FUNCTIONALS, PROTOCOLS, STUDIES, VARIANTS, Plan
@@ -105,6 +106,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--jobs", type=int, default=1, help="trainings at a time, one thread each (1)"
     )
     parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="what trains; several --jobs share one GPU (cpu)",
+    )
+    parser.add_argument(
         "--run",
         dest="runs",
         metavar="RUN",
@@ -121,8 +128,9 @@ def read_options(options: argparse.Namespace) -> ReproduceOptions:
     """Turn parsed arguments into options.
 
     Raises:
-        ConfigError: a value out of range, or an unknown configuration.
+        ConfigError: a value out of range, an unknown configuration, or no such device.
     """
+    require_device(options.device)
     if options.epochs < 1 or options.jobs < 1:
         raise ConfigError(f"--epochs {options.epochs}, --jobs {options.jobs}: expected 1 or more")
     # The paper keeps the weights as they are; an average of 0.99 a step is still half of the first
@@ -143,6 +151,7 @@ def read_options(options: argparse.Namespace) -> ReproduceOptions:
         output=options.output,
         cache=options.cache,
         jobs=options.jobs,
+        device=options.device,
         command=options.command_line,
     )
 

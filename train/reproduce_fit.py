@@ -32,6 +32,7 @@ from train.config import FitConfig, config_from_dict, config_to_dict
 from train.copies import CHANGED
 from train.corpora import LABELS, Utterance
 from train.dataset import Clip, load_clips, normalize_clips, speech_mean
+from train.devices import CPU, device_name, repeatable
 from train.loop import Learner
 from train.loss import joint_loss
 from train.metrics import confusion, unweighted_average_recall
@@ -47,7 +48,7 @@ _CHECKPOINT_S = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One variant, protocol, seed and fold: what a worker gets."""
+    """One variant, protocol, seed and fold: what a worker gets, and the device it is to use."""
 
     variant: str
     system: str
@@ -56,10 +57,11 @@ class Training:
     split: Split
     folder: Path
     cache: Path
+    device: str = "cpu"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that the result depends on, as JSON holds it."""
+        """What makes a result that of this training, as JSON holds it: not the device."""
         parts = (self.split.train, self.split.validation, self.split.test)
         ids = json.dumps([[item.utterance_id for item in part] for part in parts])
         return {
@@ -80,16 +82,24 @@ class Segments:
     owners: NDArray[np.int64]
     num_utterances: int
 
+    def to(self, device: str) -> Segments:
+        """Return the same with its tensors on a device."""
+        return replace(self, windows=self.windows.to(device), labels=self.labels.to(device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A finished training on its test utterances: probabilities (n, 4), labels, ids, seconds."""
+    """A finished training on its test utterances: probabilities (n, 4), labels, ids, seconds.
+
+    ``device`` is what it ran on, as :func:`train.devices.device_name` has it.
+    """
 
     ids: tuple[str, ...]
     truth: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     epoch: int
     seconds: float
+    device: str = CPU
 
 
 def is_done(training: Training) -> bool:
@@ -119,6 +129,7 @@ def read_result(folder: Path) -> Result:
             probabilities=stored["probabilities"],
             epoch=int(stored["epoch"]),
             seconds=float(stored["seconds"]),
+            device=str(stored["device"]) if "device" in stored else CPU,
         )
 
 
@@ -135,6 +146,7 @@ def write_result(folder: Path, settings: dict[str, Any], result: Result) -> None
         probabilities=result.probabilities,
         epoch=result.epoch,
         seconds=result.seconds,
+        device=result.device,
     )
     part.replace(folder / "result.npz")
 
@@ -152,9 +164,16 @@ def run_training(
         CorpusError: audio that cannot be read.
     """
     training.folder.mkdir(parents=True, exist_ok=True)
+    with repeatable(training.device):
+        return _run_training(training, advance)
+
+
+def _run_training(training: Training, advance: Callable[[float], None]) -> Result:
     started = time.monotonic()
     train, validation, test = segments_of_split(training)
-    learner = _begin(training.config, training.system, train)
+    learner = _begin(training.config, training.system, train, training.device)
+    train = train.to(training.device)  # as a whole: a step then waits for nothing
+    validation = validation and validation.to(training.device)
     last = training.folder / "last.pt"
     state = _resume(last, training, learner)
     written = started
@@ -170,7 +189,7 @@ def run_training(
             written = now
         advance(state["epoch"] / training.config.num_epochs)
     learner.kept.load_state_dict(state["kept"])
-    probabilities = score_segments(learner.kept, test, None)
+    probabilities = score_segments(learner.kept, test.to(training.device), None)
     _save(training.folder / "model.pt", state["kept"])
     result = Result(
         ids=tuple(item.utterance_id for item in training.split.test),
@@ -178,6 +197,7 @@ def run_training(
         probabilities=probabilities,
         epoch=state["kept_epoch"],
         seconds=state["seconds"] + time.monotonic() - written,
+        device=device_name(training.device),
     )
     write_result(training.folder, training.settings, result)
     last.unlink(missing_ok=True)
@@ -259,13 +279,17 @@ def cut_segments(
 def score_segments(
     model: torch.nn.Module, segments: Segments, precision: torch.dtype | None
 ) -> NDArray[np.float64]:
-    """Mean probabilities of each utterance over its segments, (n, num_labels)."""
+    """Mean probabilities of each utterance over its segments, (n, num_labels).
+
+    The model is to be on the segments' device.
+    """
     model.eval()
+    device = segments.windows.device.type
     logits = []
     for part in torch.split(segments.windows, _BATCH):
-        with torch.autocast("cpu", precision, enabled=precision is not None):
+        with torch.autocast(device, precision, enabled=precision is not None):
             logits.append(model(part.float())[0].float())
-    probabilities = softmax(torch.cat(logits).numpy())
+    probabilities = softmax(torch.cat(logits).cpu().numpy())
     totals = np.zeros((segments.num_utterances, probabilities.shape[1]))
     np.add.at(totals, segments.owners, probabilities)
     counts = np.bincount(segments.owners, minlength=segments.num_utterances)
@@ -281,7 +305,7 @@ def _precision(config: FitConfig) -> torch.dtype | None:
     return torch.bfloat16 if config.precision == "bfloat16" else None
 
 
-def _begin(config: FitConfig, system: str, train: Segments) -> Learner:
+def _begin(config: FitConfig, system: str, train: Segments, device: str) -> Learner:
     torch.manual_seed(config.seed)
     total = sum(part.double().sum(dim=(0, 3)) for part in torch.split(train.windows, 256))
     squares = sum(
@@ -293,15 +317,17 @@ def _begin(config: FitConfig, system: str, train: Segments) -> Learner:
     network = build_network(
         system, config.network, mean.unsqueeze(2).float(), deviation.unsqueeze(2).float()
     )
-    return Learner(config, network, math.ceil(len(train.labels) / config.batch_size))
+    # Begun on the CPU, whose draws are the same for every device.
+    return Learner(config, network.to(device), math.ceil(len(train.labels) / config.batch_size))
 
 
 def _run_epoch(learner: Learner, train: Segments, config: FitConfig, epoch: int) -> None:
     torch.manual_seed(config.seed * 100003 + epoch)
     learner.network.train()
-    precision = _precision(config)
-    for rows in torch.split(torch.randperm(len(train.labels)), config.batch_size):
-        with torch.autocast("cpu", precision, enabled=precision is not None):
+    precision, device = _precision(config), train.windows.device
+    order = torch.randperm(len(train.labels)).to(device)  # drawn on the CPU: alike everywhere
+    for rows in torch.split(order, config.batch_size):
+        with torch.autocast(device.type, precision, enabled=precision is not None):
             output = learner.network(train.windows[rows].float())
         labels = train.labels[rows]
         learner.step(joint_loss(output.logits, output.embedding, labels, config.loss).total)
@@ -315,10 +341,12 @@ def _judge(
     if validation is not None:
         guesses = score_segments(learner.kept, validation, _precision(config)).argmax(axis=1)
         firsts = np.unique(validation.owners, return_index=True)[1]
-        counts = confusion(validation.labels.numpy()[firsts], guesses, len(LABELS))
+        counts = confusion(validation.labels.cpu().numpy()[firsts], guesses, len(LABELS))
         score = unweighted_average_recall(counts)
     if score > state["best"] or validation is None:
-        weights = {name: value.clone() for name, value in learner.kept.state_dict().items()}
+        weights = {
+            name: value.to("cpu", copy=True) for name, value in learner.kept.state_dict().items()
+        }
         state.update(best=score, kept=weights, kept_epoch=state["epoch"] - 1)
 
 
@@ -326,7 +354,7 @@ def _resume(path: Path, training: Training, learner: Learner) -> dict[str, Any]:
     if not path.is_file():
         fresh = {"epoch": 0, "best": -math.inf, "kept": {}, "kept_epoch": 0, "seconds": 0.0}
         return fresh
-    stored: dict[str, Any] = torch.load(path, weights_only=True)
+    stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if not _is_same(stored["settings"], training):
         raise ConfigError(
             f"{path} is a training of another configuration: expected the same one; remove it, or "
@@ -358,9 +386,10 @@ def _save(path: Path, contents: dict[str, Any]) -> None:
 
 
 def load_network(training: Training) -> torch.nn.Module:
-    """Return the network that a finished training kept, in evaluation mode."""
+    """Return the network that a finished training kept, on the CPU, in evaluation mode."""
     network = build_network(training.system, training.config.network)
-    network.load_state_dict(torch.load(training.folder / "model.pt", weights_only=True))
+    weights = torch.load(training.folder / "model.pt", map_location="cpu", weights_only=True)
+    network.load_state_dict(weights)
     return network.eval()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from train.devices import CPU
 from train.report import Figure, Report, Section, Table
 from train.reproduce_findings import findings
 from train.reproduce_variants import FUNCTIONALS, PUBLISHED, TABLES, VARIANTS
@@ -75,6 +77,7 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         for name, one in results["data"].items()
     ]
     machine, seeds = results["machine"], results["plan"]["seeds"]
+    is_cpu_alone = all(cell.get("device", CPU) == CPU for cell in results["trainings"])
     return [
         ("Data", "; ".join(data)),
         (
@@ -87,7 +90,8 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "Machine",
             f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, Python "
-            f"{machine['python']}, torch {machine['torch']}",
+            f"{machine['python']}, torch {machine['torch']}"
+            + ("" if is_cpu_alone else "; it made this report"),
         ),
         ("Command", results["command"] or "-"),
         ("Not run", "; ".join(results["not_run"]) or "nothing was left out"),
@@ -118,10 +122,20 @@ def _wall_time(results: dict[str, Any]) -> str:
     )
     mean = _duration(seconds["trainings"] / max(1, len(cells)))
     return (
-        f"{len(cells)} ({parts}), one thread each: wall times of {mean} on average, "
-        f"{_duration(seconds['trainings'])} in all. This command itself: "
+        f"{len(cells)} ({parts}), {_devices(cells)}, one thread each: wall times of "
+        f"{mean} on average, {_duration(seconds['trainings'])} in all. This command itself: "
         f"{_duration(seconds['this_command'])}, without what was finished before it"
     )
+
+
+def _devices(cells: Sequence[dict[str, Any]]) -> str:
+    """Say how many trainings ran on what."""
+    counts = Counter(cell.get("device", CPU) for cell in cells)
+    num_on_cpu = counts.pop(CPU, 0)
+    if not counts:
+        return "all on the CPU"
+    named = [f"{count} on {name}" for name, count in sorted(counts.items())]
+    return ", ".join([*named, f"{num_on_cpu} on the CPU"])
 
 
 def _summary(results: dict[str, Any]) -> Section:

@@ -43,6 +43,7 @@ def collect(
                 "fold": cell.split.fold,
                 "epoch": result.epoch,
                 "seconds": round(result.seconds, 1),
+                "device": result.device,
             }
             for cell, result in zip(trainings, found, strict=False)
         ],
