@@ -11,19 +11,20 @@ import torch
 from rich.console import Console
 
 import train.adapt
-from export_onnx import export, load_weights, make_card
+from export_onnx import TOLERANCE, export, load_weights, make_card, real_windows, torch_scores
 from streamer.card import Card
 from streamer.errors import ConfigError, ModelError
-from streamer.model import Model
+from streamer.model import Model, shipped_models
 from tests.made_up_corpus import TINY, write_corpus
 from tests.models import tiny_checkpoint
-from train.adapt import AdaptConfig, adapt
+from train.adapt import AdaptConfig, adapt, load_base
 from train.adapt_command import add_parser
 from train.can import CascadedAttentionNetwork
 from train.checkpoint import Checkpoint
 from train.committee import build_can
 from train.config import FitConfig
 from train.corpora import load_manifest
+from train.results import card_results
 from train.verdict import Verdict
 
 pytestmark = pytest.mark.one_thread
@@ -75,6 +76,19 @@ def test_a_committee_gives_all_of_its_weights_back(tmp_path: Path) -> None:
     expected = checkpoint.network.state_dict()
     # Both members have the same statistics, which the exporter keeps once.
     assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(shipped_models()))
+def test_every_shipped_model_can_be_adapted(name: str, tmp_path: Path) -> None:
+    """`paper` was not, once its configuration's keys and its weights had other names."""
+    path = Path(str(shipped_models()[name]))
+    base = load_base(path, tmp_path)
+    assert base.card.name == name
+    windows = real_windows(base.card, None)
+    served = Model.load(path, provider="cpu").score(windows)
+    for expected, found in zip(served, torch_scores(base.network(), windows), strict=True):
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)  # as at an export
+    card_results(base.card.results, base.checkpoint.config)  # refuses another recipe's
 
 
 def test_another_networks_file_is_refused(model: Path, tmp_path: Path) -> None:
