@@ -234,6 +234,34 @@ def test_draws_are_windows_that_serving_scores(
         assert (label, window.tobytes()) in known
 
 
+def test_a_pasted_window_begins_with_another_utterance_of_the_same_voice_and_emotion(
+    split: Split, cache: Path
+) -> None:
+    material = prepare(split, TINY, cache)
+    clips = material.train["clean", "cold"]
+    windows, owners = draw_epoch(material, tiny(paste=1.0, telephone=0.0, warm=0.0), 0)
+    num_whole = 0
+    for window, owner in zip(windows.float().numpy(), owners, strict=True):
+        own = clips[owner]
+        ends = [own.window(index, 50)[..., -1:] for index in range(len(own.spans))]
+        assert any(np.array_equal(window[..., -1:], end) for end in ends)
+        begins = [
+            clip.window(index, 50)
+            for clip in clips
+            if (clip.utterance.speaker_id, clip.label) == (own.utterance.speaker_id, own.label)
+            for index in range(len(clip.spans))
+        ]
+        assert any(np.array_equal(window[..., :10], begin[..., :10]) for begin in begins)
+        num_whole += any(np.array_equal(window, begin) for begin in begins)
+    assert num_whole < len(windows)
+
+
+@pytest.mark.parametrize("change", [{"paste": 1.5}, {"paste": -0.1}, {"answers": 2.0}])
+def test_shares_of_draws_are_shares(change: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="expected shares, 0 to 1"):
+        tiny(**change)
+
+
 def test_clips_are_scored_by_the_rule_of_turns(split: Split, cache: Path) -> None:
     clips = prepare(split, TINY, cache).validation
     torch.manual_seed(5)

@@ -64,7 +64,10 @@ class FitConfig:
     ``telephone``, ``voip``, ``slow``, ``fast``, ``noise`` and ``room`` are shares of draws from
     copies (see ``train.copies``), the rest is clean; ``noise_alone``, as a share of the speech's,
     are draws of noise without speech, which is to have no emotion: the same probability for all.
-    ``mixup`` is the beta distribution's parameter, 0 for none. Each window weighs as much as its
+    ``paste`` is the share of windows that begin with another utterance of the same speaker and
+    emotion (as CopyPaste, Pappagari et al. 2021, puts utterances one after the other), so that a
+    window of little speech is not always one phrase over and over. ``mixup`` is the beta
+    distribution's parameter, 0 for none. Each window weighs as much as its
     corpus and emotion are rare, to the power ``balance``. ``emotion_weight`` is that of a second
     classifier's loss, over all emotions that the corpora have a word for: with it, utterances of
     those that are not among the four train, too. ``clip_gradient`` bounds the gradient's norm, 0
@@ -108,6 +111,7 @@ class FitConfig:
     room: float = 0.0
     noise_alone: float = 0.0
     warm: float = 0.3
+    paste: float = 0.0
     mixup: float = 0.0
     balance: float = 0.0
     emotion_weight: float = 0.0
@@ -121,6 +125,10 @@ class FitConfig:
         shares = [getattr(self, name) for name in CHANGED]
         if min(shares) < 0.0 or sum(shares) > 1.0:
             raise ConfigError(f"shares of copies {shares}: expected 0 or more, at most 1 in all")
+        if not 0.0 <= self.paste <= 1.0 or not 0.0 <= self.answers <= 1.0:
+            raise ConfigError(
+                f"paste {self.paste:g}, answers {self.answers:g}: expected shares, 0 to 1"
+            )
         if self.network.gate_width and not self.noise_alone:
             raise ConfigError(
                 f"network.gate_width {self.network.gate_width} with noise_alone 0: expected noise "

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streamer.arrays import Frames
 from streamer.errors import ConfigError
 from streamer.normalization import NormalizationConfig
 from streamer.windows import cut_window
@@ -200,12 +201,42 @@ def draw_epoch(
         order = rng.permutation(np.concatenate([order, num_clips + picks]))
     conditions, shares = list(config.shares), list(config.shares.values())
     num_frames, num_rows = config.window.num_frames, config.features.num_rows
+    alike = _alike(variants["clean", "cold"]) if config.paste else []
     windows = np.empty((len(order), 3, num_rows, num_frames), np.float16)
     for row, index in enumerate(order):
         condition = conditions[int(rng.choice(len(shares), p=shares))]
-        clip = variants[condition, STARTS[int(rng.random() < config.warm)]][index]
-        choice = clip.answers if rng.random() < config.answers else np.arange(len(clip.spans))
-        frames = clip.frames_of(int(rng.choice(choice)))
+        clips = variants[condition, STARTS[int(rng.random() < config.warm)]]
+        frames = _draw_frames(clips[index], config, rng)
+        if config.paste and rng.random() < config.paste:
+            other = clips[int(rng.choice(alike[index]))]
+            frames = _paste(_draw_frames(other, config, rng), frames, num_frames, rng)
         frames = augment_frames(frames, config.augment, config.features, rng)[-num_frames:]
         windows[row] = cut_window(frames, num_frames)
     return torch.from_numpy(windows), order
+
+
+def _draw_frames(clip: NormalizedClip, config: FitConfig, rng: np.random.Generator) -> Frames:
+    """Draw the frames of one of a clip's windows, shape (n, 3, num_rows)."""
+    choice = clip.answers if rng.random() < config.answers else np.arange(len(clip.spans))
+    return clip.frames_of(int(rng.choice(choice)))
+
+
+def _alike(clips: Sequence[NormalizedClip]) -> list[NDArray[np.intp]]:
+    """Of each clip the places of those in which its speaker says anything with its emotion."""
+    places: dict[tuple[str, str | None], list[int]] = {}
+    for place, clip in enumerate(clips):
+        key = (clip.utterance.speaker_id, clip.utterance.emotion or clip.utterance.label)
+        places.setdefault(key, []).append(place)
+    groups = {key: np.array(found) for key, found in places.items()}
+    return [
+        groups[clip.utterance.speaker_id, clip.utterance.emotion or clip.utterance.label]
+        for clip in clips
+    ]
+
+
+def _paste(before: Frames, after: Frames, num_frames: int, rng: np.random.Generator) -> Frames:
+    """Let a window begin as one and go on as another, from a fifth to four fifths of the way."""
+    seam = int(rng.integers(num_frames // 5, 4 * num_frames // 5))
+    index = np.arange(-num_frames, 0)
+    parts = [before[index[:seam] % len(before)], after[index[seam:] % len(after)]]
+    return np.concatenate(parts)
