@@ -31,7 +31,7 @@ from train.dataset import (
     speech_mean,
 )
 from train.splits import NUM_FOLDS, Split
-from train.truth import Truth, tell_truth
+from train.truth import Truth, emotion_of, tell_truth
 
 Variants = dict[tuple[str, str], list[NormalizedClip]]
 
@@ -223,15 +223,12 @@ def _draw_frames(clip: NormalizedClip, config: FitConfig, rng: np.random.Generat
 
 def _alike(clips: Sequence[NormalizedClip]) -> list[NDArray[np.intp]]:
     """Of each clip the places of those in which its speaker says anything with its emotion."""
-    places: dict[tuple[str, str | None], list[int]] = {}
-    for place, clip in enumerate(clips):
-        key = (clip.utterance.speaker_id, clip.utterance.emotion or clip.utterance.label)
+    keys = [(clip.utterance.speaker_id, emotion_of(clip)) for clip in clips]
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, key in enumerate(keys):
         places.setdefault(key, []).append(place)
     groups = {key: np.array(found) for key, found in places.items()}
-    return [
-        groups[clip.utterance.speaker_id, clip.utterance.emotion or clip.utterance.label]
-        for clip in clips
-    ]
+    return [groups[key] for key in keys]
 
 
 def _paste(before: Frames, after: Frames, num_frames: int, rng: np.random.Generator) -> Frames:

@@ -67,13 +67,13 @@ def tell_truth(clips: Sequence[NormalizedClip], balance: float) -> Truth:
     A weight is the number of clips of its corpus and emotion to the power of minus ``balance``,
     scaled so that speech weighs 1 on average, as noise does.
     """
-    names = sorted({_emotion(clip) for clip in clips if not _is_noise(clip)})
-    counts = Counter((clip.utterance.corpus, _emotion(clip)) for clip in clips)
-    raw = np.array([counts[clip.utterance.corpus, _emotion(clip)] ** -balance for clip in clips])
+    names = sorted({emotion_of(clip) for clip in clips if not _is_noise(clip)})
+    counts = Counter((clip.utterance.corpus, emotion_of(clip)) for clip in clips)
+    raw = np.array([counts[clip.utterance.corpus, emotion_of(clip)] ** -balance for clip in clips])
     is_speech = np.array([not _is_noise(clip) for clip in clips])
     weights = np.where(is_speech, raw / raw[is_speech].mean(), 1.0)
     labels = torch.tensor([clip.label for clip in clips])
-    emotions = [-1 if _is_noise(clip) else names.index(_emotion(clip)) for clip in clips]
+    emotions = [-1 if _is_noise(clip) else names.index(emotion_of(clip)) for clip in clips]
     is_target = (labels >= 0).numpy() | ~is_speech
     return Truth(
         labels=labels,
@@ -121,7 +121,8 @@ def _one_hot(indices: Tensor, width: int) -> Tensor:
     return rows
 
 
-def _emotion(clip: NormalizedClip) -> str:
+def emotion_of(clip: NormalizedClip) -> str:
+    """Return the corpus's own word for a clip's emotion, or else its label."""
     return clip.utterance.emotion or clip.utterance.label or ""
 
 
