@@ -234,6 +234,5 @@ def _alike(clips: Sequence[NormalizedClip]) -> list[NDArray[np.intp]]:
 def _paste(before: Frames, after: Frames, num_frames: int, rng: np.random.Generator) -> Frames:
     """Let a window begin as one and go on as another, from a fifth to four fifths of the way."""
     seam = int(rng.integers(num_frames // 5, 4 * num_frames // 5))
-    index = np.arange(-num_frames, 0)
-    parts = [before[index[:seam] % len(before)], after[index[seam:] % len(after)]]
-    return np.concatenate(parts)
+    first, second = (cut_window(part, num_frames).transpose(2, 0, 1) for part in (before, after))
+    return np.concatenate([first[:seam], second[seam:]])
