@@ -17,6 +17,10 @@ BACKEND ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 # it, name PyTorch's CPU index in PIP_EXTRA_INDEX_URL and say TORCH=torch==2.13.0+cpu.
 TORCH ?= torch==2.13.0
 
+# What `ours` learns a voice from (train/teacher.py), for its file of weights alone: without its
+# dependencies, one of which is another build of our own webrtcvad. All else does without it.
+TEACHER ?= resemblyzer==0.1.4
+
 AUDIO ?= samples/call.wav
 ROLES ?= $(if $(filter samples/call.wav,$(AUDIO)),customer$(comma)agent)
 MIC ?=
@@ -90,4 +94,5 @@ $(VENV)/.installed-all: pyproject.toml | $(BIN)/python
 	@echo "installing ser-stream[$(BACKEND),mic,train,report,dev]: the first time takes some minutes"
 	$(if $(filter cpu,$(BACKEND)),$(PIP) install '$(TORCH)')
 	$(PIP) install --editable '.[$(BACKEND),mic,train,report,dev]'
+	$(PIP) install --no-deps '$(TEACHER)' || echo "no $(TEACHER): 'ours' cannot be trained here" >&2
 	@touch $@ $(VENV)/.installed $(VENV)/.installed-mic

@@ -33,6 +33,7 @@ from train.loop import fit
 from train.material import find_surroundings
 from train.reproduce_command import add_options, run_command
 from train.splits import HeldOut, Split, folds_of, split_all
+from train.teacher import cache_states, copy_heard
 
 EXAMPLES = """\
 examples:
@@ -251,6 +252,7 @@ def _fill_cache(
     parts = [(list(utterances), condition) for condition in config.shares]
     if config.noise_alone:
         parts.append((list(noise_utterances(surroundings)), "clean"))
+    heard = {copy_heard(copy) for copy in config.shares if config.network.voice_members}
     with progress_bar(console) as progress:
         task = progress.add_task("features", total=sum(len(part) for part, _ in parts))
         for part, condition in parts:
@@ -262,6 +264,15 @@ def _fill_cache(
                 options.cache,
                 lambda: progress.advance(task),
                 surroundings=surroundings,
+            )
+        task = progress.add_task("teacher", total=len(heard) * len(utterances), visible=bool(heard))
+        for copy in sorted(heard):
+            cache_states(
+                sorted(utterances, key=lambda item: item.utterance_id),
+                copy,
+                config.features,
+                options.cache,
+                lambda: progress.advance(task),
             )
 
 

@@ -251,6 +251,8 @@ def fine_tune(
             module.eval()
     if isinstance(network, Committee) and network.gate is not None:
         network.gate.requires_grad_(requires_grad=False)  # your folder has no noises
+    if isinstance(network, Committee) and network.voice is not None:
+        network.voice.encoder.requires_grad_(requires_grad=False)  # nor the teacher's thousands
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )

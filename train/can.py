@@ -81,6 +81,50 @@ class TemporalStack(nn.Module):
         return f0.transpose(1, 2)
 
 
+class ResidualStack(nn.Module):
+    """Convolutions along time as in TemporalStack, added to what they were given but for the first.
+
+    Each is twice as wide apart as the one before (van den Oord et al. 2016, dilated convolutions;
+    He et al. 2016, residual ones). (n, c, num_rows, T) -> F0 (n, T / time_stride, channels).
+    """
+
+    def __init__(self, config: CanConfig) -> None:
+        super().__init__()
+        channels, size = config.conv_channels[0], 5
+        width = len(config.kept_features) * len(config.heard_rows)
+        self.first = nn.Sequential(
+            nn.Conv1d(width, channels, size, config.time_stride, padding=size // 2, bias=False),
+            nn.BatchNorm1d(channels),
+            nn.ReLU(inplace=True),
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv1d(
+                    channels,
+                    channels,
+                    size,
+                    padding=size // 2 * 2**number,
+                    dilation=2**number,
+                    bias=False,
+                ),
+                nn.BatchNorm1d(channels),
+                nn.ReLU(inplace=True),
+                nn.Dropout(config.dropout / 2),
+            )
+            for number in range(len(config.conv_channels) - 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve a batch of normalised features into F0."""
+        f0: Tensor = self.first(x.flatten(1, 2))
+        for block in self.blocks:
+            f0 = f0 + block(f0)
+        return f0.transpose(1, 2)
+
+
+_FRONTS = {"paper": ConvStack, "temporal": TemporalStack, "residual": ResidualStack}
+
+
 class ChannelAttention(nn.Module):
     """Eq. 1: one weight a channel, from its average and maximum over time; (n, T, c) -> (n, 1, c).
 
@@ -201,7 +245,7 @@ class CascadedAttentionNetwork(nn.Module):
         self.register_buffer("kept", torch.tensor(config.kept_features), persistent=False)
         self.register_buffer("heard", torch.tensor(config.heard_rows), persistent=False)
         self.floor = floor_of(config)
-        self.conv = TemporalStack(config) if config.front == "temporal" else ConvStack(config)
+        self.conv = _FRONTS[config.front](config)
         self.attention = SpatiotemporalAttention(config)
         self.blstm = nn.LSTM(
             config.conv_channels[-1], config.lstm_cells, bidirectional=True, batch_first=True
@@ -232,15 +276,20 @@ class CascadedAttentionNetwork(nn.Module):
         """Score windows (n, 3, num_rows, T), features as they come from the front end."""
         return self.score(self.floor(x))
 
-    def score(self, x: Tensor) -> CanOutput:
-        """Score what its floor returned, whose mean and deviation are taken to be the features'."""
+    def sequence(self, x: Tensor) -> Tensor:
+        """Return what the BLSTM makes of what its floor returned, (n, T, 2 * lstm_cells)."""
         x = (x - self.mean) / self.deviation
         if len(self.config.kept_features) < NUM_FEATURES:
             x = x.index_select(1, self.kept)
         if len(self.config.heard_rows) < self.config.num_rows:
             x = x.index_select(2, self.heard)
         f3 = self.attention(self.conv(x))
-        sequence = self.blstm(self.dropout(f3))[0]  # (n, T, 2 * lstm_cells)
+        sequence: Tensor = self.blstm(self.dropout(f3))[0]
+        return sequence
+
+    def score(self, x: Tensor) -> CanOutput:
+        """Score what its floor returned, whose mean and deviation are taken to be the features'."""
+        sequence = self.sequence(x)
         if self.fusion is None:
             embedding = sequence.mean(1)
             attention = torch.ones_like(sequence[:, :, 0]) / sequence.shape[1]

@@ -28,9 +28,11 @@ class CanConfig:
     num_frames: int = 200  # frames in a window of 2 s; the weights themselves do not depend on it
     # "paper" is Table 1, a picture of rows and frames. "temporal" convolves along time alone, with
     # the rows as channels: neighbouring cepstra are no neighbours as neighbouring pixels are.
-    front: Literal["paper", "temporal"] = "paper"
+    # "residual" does so too, every layer but the first with a skip connection and twice as wide
+    # apart as the one before, so that a step hears the second around it.
+    front: Literal["paper", "temporal", "residual"] = "paper"
     conv_channels: tuple[int, ...] = (8, 16, 32, 64)  # Table 1; the last one is the (26, 1) layer
-    time_stride: int = 1  # frames a step of the first layer; "temporal" only
+    time_stride: int = 1  # frames a step of the first layer; not with "paper"
     # Table 1 names no activation. With one after the last layer, the ReLU on F3 is idle.
     last_conv_activation: bool = False
     channel_attention: bool = True  # Table 3: M2-2 drops it
@@ -62,6 +64,14 @@ class CanConfig:
     statistics_width: int = 256
     statistics_range_db: float = 0.0
     gate_width: int = 0
+    # Networks told what one of the CAN's body hears as a speaker encoder does, see train/voice.py:
+    # of `voice_width` cells; the body has `voice_layers` convolutions of `voice_channels` (0: there
+    # is none) and a BLSTM of `voice_cells` a direction.
+    voice_members: int = 0
+    voice_width: int = 224
+    voice_channels: int = 0
+    voice_layers: int = 5
+    voice_cells: int = 64
     # What is heard of a window: its first coefficients (0: all) and every row below them; and with
     # a floor under its spectrum, in dB under the loudest (0: none; see train/floor.py). A
     # committee's CANs, and its networks of statistics, have these floors in turn.
@@ -82,17 +92,23 @@ class CanConfig:
             )
         if any(size % 2 == 0 for size in self.spatial_kernel):
             raise ConfigError(f"spatial_kernel is {self.spatial_kernel}: expected odd sizes")
-        if self.front not in ("paper", "temporal") or not 1 <= self.time_stride <= 8:
+        fronts = ("paper", "temporal", "residual")
+        if self.front not in fronts or not 1 <= self.time_stride <= 8:
             raise ConfigError(
-                f"front {self.front!r}, time_stride {self.time_stride}: expected 'paper' or "
-                "'temporal', and 1 to 8"
+                f"front {self.front!r}, time_stride {self.time_stride}: expected 'paper', "
+                "'temporal' or 'residual', and 1 to 8"
+            )
+        if self.front == "residual" and len(set(self.conv_channels)) > 1:
+            raise ConfigError(
+                f"conv_channels is {self.conv_channels}: expected the same number in each layer, "
+                "as what a layer skips is added to what it makes"
             )
         if self.front == "paper" and self.time_stride != 1:
             raise ConfigError(
                 f"time_stride is {self.time_stride}: expected 1, the front is Table 1"
             )
         if not (0 <= self.members <= 16 and 0 <= self.statistics_members <= 16) or not (
-            self.members or self.statistics_members
+            self.members or self.statistics_members or self.voice_members
         ):
             raise ConfigError(
                 f"{self.members} members, {self.statistics_members} of statistics: expected 0 to "
@@ -102,6 +118,15 @@ class CanConfig:
             raise ConfigError(
                 f"gate_width is {self.gate_width}, of {self.statistics_members} networks of "
                 "statistics: expected 0, or more where there is such a network"
+            )
+        if bool(self.voice_members) != bool(self.voice_channels) or not (
+            0 <= self.voice_members <= 16
+            and 0 <= self.voice_channels <= 1024
+            and 2 <= self.voice_layers <= 8
+        ):
+            raise ConfigError(
+                f"{self.voice_members} members over a voice encoder of {self.voice_layers} layers "
+                f"of {self.voice_channels}: expected 1 to 16 over 2 to 8, or none of either"
             )
         if not 0.0 <= self.statistics_range_db <= 100.0:
             raise ConfigError(

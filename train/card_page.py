@@ -11,6 +11,7 @@ from streamer.errors import ConfigError
 from train.config import config_to_dict, load_config
 from train.corpora import LABELS
 from train.results import Results, results_of
+from train.teacher import TEACHER
 
 LIMITS = (
     "Meant for the customer's side of a call, with the customer's knowledge: a score says how a "
@@ -241,8 +242,17 @@ def _training(card: Card) -> str:
         f"{config['epochs']}, seed {config['seed']}: {optimizer} at {config['learning_rate']:g} "
         f"({config['schedule']}), weight decay {config['weight_decay']:g}, batches of "
         f"{config['batch_size']}, {loss['alpha']:g} triplet loss of margin {loss['margin']:g} "
-        f"({loss['mining']}) and {1 - loss['alpha']:g} cross-entropy, {config['precision']}. The "
-        "card inside the model file holds every setting."
+        f"({loss['mining']}) and {1 - loss['alpha']:g} cross-entropy, {config['precision']}. "
+        f"{_taught(config)}The card inside the model file holds every setting."
+    )
+
+
+def _taught(config: dict[str, Any]) -> str:
+    if not config["network"].get("voice_members"):
+        return ""
+    return (
+        "Before that, and without labels, a part of it learnt to say of speech what a larger "
+        f"network says: {TEACHER}. None of that network's weights are in the file. "
     )
 
 

@@ -101,6 +101,16 @@ def read_resumable(path: Path) -> dict[str, Any]:
     return _read(path, (*_KEYS, "learners", "state"))
 
 
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the weights that are in a checkpoint, by name.
+
+    Raises:
+        ConfigError: no such file, or not a checkpoint.
+    """
+    weights: dict[str, torch.Tensor] = _read(path, _KEYS)["model"]
+    return weights
+
+
 def num_epochs_done(folder: Path) -> int:
     """Epochs that the training in ``folder`` has behind it; 0 where there is none."""
     path = folder / "last.pt"

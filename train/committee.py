@@ -13,11 +13,12 @@ from torch.nn import functional
 
 from train.can import CanOutput, CascadedAttentionNetwork
 from train.can_config import CanConfig
-from train.statistics_network import SpeechGate, StatisticsNetworks
+from train.statistics_network import SpeechGate, StatisticsGroup, StatisticsNetworks
+from train.voice import VoiceNetworks
 
 
 class Committee(nn.Module):
-    """``config.members`` CANs and ``config.statistics_members`` networks of statistics.
+    """``config.members`` CANs, ``config.statistics_members`` networks of statistics, and of voice.
 
     Each is begun otherwise, and each has the same say. ``config.floors_db`` are theirs in turn, the
     CANs' and those of ``statistics``: a group for each floor, whose members share what they hear.
@@ -31,7 +32,14 @@ class Committee(nn.Module):
         super().__init__()
         self.config = config
         floors = config.floors_db
-        one = replace(config, members=1, statistics_members=0, gate_width=0)
+        one = replace(
+            config,
+            members=1,
+            statistics_members=0,
+            gate_width=0,
+            voice_members=0,
+            voice_channels=0,
+        )
         self.members = nn.ModuleList(
             CascadedAttentionNetwork(
                 replace(one, floors_db=(floors[number % len(floors)],)), mean, deviation
@@ -51,6 +59,7 @@ class Committee(nn.Module):
             )
             for number, floor in enumerate(floors[: config.statistics_members])
         )
+        self.voice = VoiceNetworks(config, mean, deviation) if config.voice_members else None
 
     @property
     def cans(self) -> list[CascadedAttentionNetwork]:
@@ -62,9 +71,10 @@ class Committee(nn.Module):
         return copy.deepcopy(self, {id(self.members): nn.ModuleList(cans)})
 
     @property
-    def groups(self) -> list[StatisticsNetworks]:
-        """The networks of statistics, those with the same floor together."""
-        return [part for part in self.statistics if isinstance(part, StatisticsNetworks)]
+    def groups(self) -> list[StatisticsGroup]:
+        """Networks that are told the same: of statistics, those with the same floor; of voice."""
+        groups = [part for part in self.statistics if isinstance(part, StatisticsNetworks)]
+        return [*groups, self.voice] if self.voice is not None else [*groups]
 
     @property
     def gate(self) -> SpeechGate | None:
@@ -119,6 +129,6 @@ def build_can(
     Raises:
         ConfigError: as :class:`CascadedAttentionNetwork`.
     """
-    if config.members == 1 and not config.statistics_members:
+    if config.members == 1 and not (config.statistics_members or config.voice_members):
         return CascadedAttentionNetwork(config, mean, deviation)
     return Committee(config, mean, deviation)

@@ -43,6 +43,16 @@ class StatisticsFitConfig:
             raise ConfigError(f"statistics.anywhere {self.anywhere:g}: expected a share, 0 to 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """How a voice encoder learns from the teacher, see ``train.distill``: AdamW, one cycle."""
+
+    epochs: int = 40
+    batch_size: int = 32
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.01
+
+
 _PARTS: dict[str, Any] = {
     "network": CanConfig,
     "loss": JointLossConfig,
@@ -50,6 +60,7 @@ _PARTS: dict[str, Any] = {
     "window": WindowConfig,
     "augment": AugmentConfig,
     "statistics": StatisticsFitConfig,
+    "distill": DistillConfig,
 }
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -118,6 +129,7 @@ class FitConfig:
     clip_gradient: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     statistics: StatisticsFitConfig = field(default_factory=StatisticsFitConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 1
 

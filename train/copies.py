@@ -48,8 +48,7 @@ def copy_samples(utterance: Utterance, copy: str, surroundings: Surroundings) ->
     if copy == "voip":
         return telephone(samples, law)
     if copy in _SPEEDS:
-        percent = round(100 * rng.uniform(*_SPEEDS[copy]))
-        other: Samples = resample_poly(samples, 100, percent).astype(np.float32)
+        other = _at_another_speed(samples, copy, rng)
         if rng.random() >= _TELEPHONE_SHARE:
             return other
         return telephone(other, law) if rng.random() < 0.5 else by_telephone(other, law)
@@ -59,6 +58,26 @@ def copy_samples(utterance: Utterance, copy: str, surroundings: Surroundings) ->
     if copy == "room" and surroundings.rooms:
         return in_room(samples, sound(surroundings.rooms[rng.integers(len(surroundings.rooms))]))
     raise CorpusError(f"copy {copy!r}: expected the sounds that it is made of")
+
+
+def played(utterance: Utterance, copy: str) -> Samples:
+    """Return what a copy is made of, at the copy's speed: before line, room and noise, 16 kHz.
+
+    Raises:
+        CorpusError: the audio cannot be read.
+    """
+    samples = read_samples(utterance)
+    if copy not in _SPEEDS:
+        return samples
+    rng = np.random.default_rng([_seed(utterance), COPIES.index(copy)])
+    rng.integers(2)  # the line's law, which copy_samples draws first
+    return _at_another_speed(samples, copy, rng)
+
+
+def _at_another_speed(samples: Samples, copy: str, rng: np.random.Generator) -> Samples:
+    percent = round(100 * rng.uniform(*_SPEEDS[copy]))
+    other: Samples = resample_poly(samples, 100, percent).astype(np.float32)
+    return other
 
 
 def noise_of(utterance: Utterance, surroundings: Surroundings) -> int:

@@ -100,7 +100,7 @@ def cache_clips(
     """
     config = FrontEndConfig(features=features, normalization=None, window=window)
     paths = []
-    for corpus, members in _by_corpus(utterances).items():
+    for corpus, members in by_corpus(utterances).items():
         path = (
             cache / f"{corpus}-{condition}-{_digest(members, condition, config, surroundings)}.npz"
         )
@@ -135,13 +135,14 @@ def load_clips(
     """
     paths = cache_clips(utterances, condition, features, window, cache, surroundings=surroundings)
     clips: list[Clip] = []
-    for path, members in zip(paths, _by_corpus(utterances).values(), strict=True):
+    for path, members in zip(paths, by_corpus(utterances).values(), strict=True):
         with np.load(path) as stored:
             clips += _unpack(members, condition, {name: stored[name] for name in stored.files})
     return clips
 
 
-def _by_corpus(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
+def by_corpus(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
+    """Group utterances; corpora come sorted, each one's utterances as they came."""
     return {
         corpus: [utterance for utterance in utterances if utterance.corpus == corpus]
         for corpus in sorted({utterance.corpus for utterance in utterances})

@@ -47,7 +47,9 @@ def fit_fold(split: Split, config: FoldsConfig, receive: Receive) -> None:
         parts.append((with_validation(split), config.folder(split) / REFIT))
     for number, (part, folder) in enumerate(parts):
         begun = number / len(parts)
-        _fit_part(part, folder, config, receive, begun=begun, scale=1 / len(parts))
+        # The voice encoder is taught once: it has no labels to hear more of.
+        encoder = config.folder(split) / "best.pt" if number else None
+        _fit_part(part, folder, encoder, config, receive, begun=begun, scale=1 / len(parts))
 
 
 def is_fold_finished(split: Split, config: FoldsConfig) -> bool:
@@ -67,6 +69,7 @@ def with_validation(split: Split) -> Split:
 def _fit_part(
     split: Split,
     folder: Path,
+    encoder: Path | None,
     config: FoldsConfig,
     receive: Receive,
     *,
@@ -79,6 +82,7 @@ def _fit_part(
         folder,
         config.cache,
         aux=config.aux,
+        encoder=encoder,
         device=config.device,
         report=lambda line: receive(split, line),
         advance=lambda share: receive(split, begun + scale * share),

@@ -1,9 +1,9 @@
 """The training loop, read from top to bottom: draw windows, step, validate, keep the best, resume.
 
-Networks of statistics are trained before (see ``train.statistics_fit``); CANs are what is left,
-each with draws and an optimiser of its own. Every epoch's draws come from (seed, epoch) alone and
-everything else is in the checkpoint, so a training that was cut off ends with the same weights as
-one that was not.
+A voice encoder and networks of statistics are trained before (see ``train.distill`` and
+``train.statistics_fit``); CANs are what is left, each with draws and an optimiser of its own. Every
+epoch's draws come from (seed, epoch) alone and everything else is in the checkpoint, so a training
+that was cut off ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,37 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from streamer.errors import ConfigError
 from streamer.smoothing import softmax
 from train.can import CascadedAttentionNetwork
-from train.checkpoint import halved, read_resumable
+from train.checkpoint import halved, read_resumable, read_weights
 from train.committee import Committee, build_can
 from train.config import FitConfig, config_to_dict
 from train.corpora import LABELS, Utterance
 from train.dataset import NormalizedClip
+from train.distill import distill
 from train.material import Material, draw_epoch, prepare
 from train.metrics import confusion, unweighted_average_recall
 from train.objective import objective
 from train.splits import Split
 from train.statistics_fit import fit_statistics
+from train.teacher import copy_heard, load_states
 from train.truth import mix
+from train.voice import VoiceEncoder
+
+_BEFORE = 0.4
+"""Share of a fit's work that is done when its voice encoder has learnt, where there is one."""
 
 _SEEDS_APART = 1000
 """Between the seeds of a committee's CANs, so that no other training of theirs draws alike."""
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """Where a voice encoder comes from: the checkpoint ``encoder`` if any, or the teacher."""
+
+    encoder: Path | None
+    utterances: Sequence[Utterance]
+    cache: Path
+    note: Callable[[str], None]
+    advance: Callable[[float], None]
 
 
 class Learner:
@@ -179,6 +196,7 @@ def fit(
     cache: Path,
     *,
     aux: Path | None = None,
+    encoder: Path | None = None,
     device: str = "cpu",
     report: Callable[[dict[str, Any]], None] = lambda line: None,
     advance: Callable[[float], None] = lambda share: None,
@@ -189,7 +207,8 @@ def fit(
     ``folder`` gets ``last.pt`` after every epoch (what a second call resumes from), ``best.pt`` and
     ``log.jsonl``. Without validation speakers the last epoch is the one kept. ``report`` gets each
     epoch's line, ``advance`` the share of the fit that is done, ``note`` what else to tell. ``aux``
-    holds noises and rooms, for a configuration that trains on them.
+    holds noises and rooms, for a configuration that trains on them; ``encoder`` is a checkpoint
+    whose voice encoder is taken over, where the configuration has one, instead of taught.
 
     Raises:
         ConfigError: ``folder`` holds a training of another configuration, or what is none.
@@ -199,11 +218,24 @@ def fit(
     material = prepare(split, config, cache, aux)
     if material.num_without_speech:
         note(f"left out {material.num_without_speech} utterances in which no speech was found")
-    learners = _begin(material, config, device, is_new=not (folder / "last.pt").is_file())
+    network = _build(material, config)
+    has_voice = isinstance(network, Committee) and network.voice is not None
+    begun = _BEFORE if has_voice else 0.0
+    if not (folder / "last.pt").is_file():  # else all of it is in the checkpoint
+        taught = _Taught(encoder, split.utterances, cache, note, lambda at: advance(begun * at))
+        _prepare(network, material, config, taught)
+    learners = _begin(network, material, config, device)
     state = _resume(folder / "last.pt", config, learners)
     while state["epoch"] < config.num_epochs and state["stale"] < config.patience:
         epoch, started = state["epoch"], time.monotonic()
-        losses = _run_epoch(learners, material, config, epoch, device, advance)
+        losses = _run_epoch(
+            learners,
+            material,
+            config,
+            epoch,
+            device,
+            lambda share: advance(begun + (1.0 - begun) * share),
+        )
         line: dict[str, Any] = {"epoch": epoch, **losses}
         is_last = epoch + 1 == config.num_epochs
         if material.validation and (is_last or (epoch + 1) % config.validate_every == 0):
@@ -221,18 +253,62 @@ def fit(
     return dict(state)
 
 
-def _begin(material: Material, config: FitConfig, device: str, *, is_new: bool) -> Learners:
+def _build(material: Material, config: FitConfig) -> CascadedAttentionNetwork | Committee:
     torch.manual_seed(config.seed)
     num_emotions = len(material.truth.emotion_names) if config.emotion_weight else 0
-    network = build_can(
+    return build_can(
         replace(config.network, num_emotions=num_emotions),
         torch.from_numpy(material.mean),
         torch.from_numpy(material.deviation),
     )
-    if is_new:  # else all of it is in the checkpoint
-        _set_floored_scales(network, material, config)
-        for group in network.groups if isinstance(network, Committee) else ():
-            fit_statistics(group, material, config)
+
+
+def _prepare(
+    network: CascadedAttentionNetwork | Committee,
+    material: Material,
+    config: FitConfig,
+    taught: _Taught,
+) -> None:
+    """Train all that is not a CAN: the voice encoder, then whatever is told numbers of a window."""
+    _set_floored_scales(network, material, config)
+    if not isinstance(network, Committee):
+        return
+    if network.voice is not None:
+        _teach_encoder(network.voice.encoder, material, config, taught)
+    for group in network.groups:
+        fit_statistics(group, material, config)
+
+
+def _teach_encoder(
+    encoder: VoiceEncoder, material: Material, config: FitConfig, taught: _Taught
+) -> None:
+    if taught.encoder is not None:
+        _take_over(encoder, taught.encoder)
+        return
+    states = {
+        copy: load_states(taught.utterances, copy, config.features, taught.cache)
+        for copy in sorted({copy_heard(copy) for copy in config.shares})
+    }
+    error = distill(encoder, material, states, config, taught.advance)
+    taught.note(f"its voice encoder has learnt from the teacher: mean squared error {error:.3f}")
+
+
+def _take_over(encoder: VoiceEncoder, path: Path) -> None:
+    """Give an encoder the weights of that in a checkpoint, scales of its features and all."""
+    weights = read_weights(path)
+    start = "voice.encoder."
+    encoder.load_state_dict(
+        {key.removeprefix(start): value for key, value in weights.items() if key.startswith(start)}
+    )
+    encoder.eval().requires_grad_(requires_grad=False)
+
+
+def _begin(
+    network: CascadedAttentionNetwork | Committee,
+    material: Material,
+    config: FitConfig,
+    device: str,
+) -> Learners:
     network = network.to(device)
     num_windows = material.num_speech * config.windows_per_clip
     if len(material.train["clean", "cold"]) > material.num_speech:

@@ -66,9 +66,7 @@ def prepare(split: Split, config: FitConfig, cache: Path, aux: Path | None = Non
         ConfigError: copies in noise or rooms are asked for where there is none.
     """
     surroundings = find_surroundings(config, aux)
-    everyone = {item.utterance_id: item for item in split.train + split.validation + split.test}
-    utterances = [everyone[key] for key in sorted(everyone)]
-    by_condition = _by_condition(utterances, config, cache, surroundings)
+    by_condition = _by_condition(split.utterances, config, cache, surroundings)
     everything = itertools.chain(*by_condition.values())
     silent = {clip.utterance.utterance_id for clip in everything if not len(clip.spans)}
     heard = [item for item in split.train if item.label or config.emotion_weight]

@@ -32,6 +32,12 @@ class Split:
     test: tuple[Utterance, ...]
 
     @property
+    def utterances(self) -> list[Utterance]:
+        """All parts' utterances, each once, sorted by utterance id."""
+        everyone = {item.utterance_id: item for item in self.train + self.validation + self.test}
+        return [everyone[key] for key in sorted(everyone)]
+
+    @property
     def shared_speakers(self) -> frozenset[str]:
         """Speaker ids in more than one part: empty for every split by speaker."""
         train, validation, test = (

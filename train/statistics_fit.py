@@ -24,7 +24,7 @@ from train.config import FitConfig, StatisticsFitConfig
 from train.dataset import NormalizedClip
 from train.material import Material
 from train.objective import objective
-from train.statistics_network import SpeechGate, StatisticsNetworks
+from train.statistics_network import SpeechGate, StatisticsGroup
 from train.truth import mix
 
 _WINDOWS_PER_CLIP = 3
@@ -46,7 +46,7 @@ class Sample:
     num_speech: int
 
 
-def fit_statistics(networks: StatisticsNetworks, material: Material, config: FitConfig) -> None:
+def fit_statistics(networks: StatisticsGroup, material: Material, config: FitConfig) -> None:
     """Train every member of ``networks``, which then stay as they are; the same for a seed."""
     sample = _sample(networks, material, config)
     _set_scale(networks, sample)
@@ -59,7 +59,7 @@ def fit_statistics(networks: StatisticsNetworks, material: Material, config: Fit
     networks.requires_grad_(requires_grad=False)
 
 
-def _sample(networks: StatisticsNetworks, material: Material, config: FitConfig) -> Sample:
+def _sample(networks: StatisticsGroup, material: Material, config: FitConfig) -> Sample:
     """Take statistics of cold windows in all conditions; noise alone is drawn by its own share."""
     rng = np.random.default_rng(config.seed)
     anywhere = config.statistics.anywhere
@@ -109,7 +109,7 @@ def _anywhere(
 
 @torch.no_grad()
 def _statistics_of(
-    networks: StatisticsNetworks, windows: Iterable[tuple[int, WindowFeatures]]
+    networks: StatisticsGroup, windows: Iterable[tuple[int, WindowFeatures]]
 ) -> tuple[Tensor, NDArray[np.intp]]:
     owners: list[int] = []
     found = []
@@ -121,7 +121,7 @@ def _statistics_of(
     return torch.cat(found), np.array(owners)
 
 
-def _set_scale(networks: StatisticsNetworks, sample: Sample) -> None:
+def _set_scale(networks: StatisticsGroup, sample: Sample) -> None:
     """Let every statistic have mean 0 and deviation 1 over what is drawn."""
     weights = torch.from_numpy(sample.probabilities).float()[:, None]
     mean = (sample.statistics * weights).sum(0)
@@ -130,7 +130,7 @@ def _set_scale(networks: StatisticsNetworks, sample: Sample) -> None:
 
 
 def _fit_member(
-    networks: StatisticsNetworks,
+    networks: StatisticsGroup,
     number: int,
     inputs: Tensor,
     sample: Sample,

@@ -43,12 +43,52 @@ _MODULATION_HZ = (0.5, 2.0, 4.0, 8.0, 14.0, 25.0, 50.0)
 """Edges of the bands of modulation; syllables come at 4 to 8 Hz."""
 
 
-class StatisticsNetworks(nn.Module):
+class StatisticsGroup(nn.Module):
+    """``config.statistics_members`` networks that are told the same numbers of a window.
+
+    They differ in what they were begun with. Each has ``config.statistics_width`` cells between
+    those numbers and its classifier. Who inherits says which numbers they are.
+    """
+
+    def __init__(self, config: CanConfig, num_inputs: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_inputs = num_inputs
+        self.floor = floor_of(config)
+        # Holds the scale, which training sets once; see standardize.
+        self.input_norm = nn.BatchNorm1d(num_inputs, affine=False)
+        self.members = nn.ModuleList(
+            StatisticsMember(config, num_inputs) for _ in range(config.statistics_members)
+        )
+        self.gate = SpeechGate(num_inputs, config.gate_width) if config.gate_width else None
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """(n, 3, num_rows, T) -> (n, num_inputs). Of what its floor returned."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> list[CanOutput]:
+        """Score windows (n, 3, num_rows, T), features as they come from the front end."""
+        return self.score(self.standardize(self.statistics(self.floor(x))))
+
+    def standardize(self, statistics: Tensor) -> Tensor:
+        """Put what :meth:`statistics` returned on one scale, and no number far off it."""
+        mean, variance = self.input_norm.running_mean, self.input_norm.running_var
+        assert mean is not None and variance is not None  # it tracks them
+        scale = (variance + self.input_norm.eps).rsqrt()
+        return ((statistics - mean) * scale).clamp(-5.0, 5.0)
+
+    def score(self, inputs: Tensor) -> list[CanOutput]:
+        """Score what :meth:`standardize` returned, (n, num_inputs)."""
+        num_frames = self.config.num_frames
+        attention = inputs.new_full((1, num_frames), 1.0 / num_frames)
+        attention = attention + torch.zeros_like(inputs[:, :1])
+        return [member(inputs, attention) for member in self.members]
+
+
+class StatisticsNetworks(StatisticsGroup):
     """Windows of features -> logits of each of ``config.statistics_members`` networks.
 
-    They share the statistics, and differ in what they were begun with. Each has
-    ``config.statistics_width`` cells between statistics and classifier. Features must have pitch:
-    voiced frames are told by their voicing.
+    Features must have pitch: voiced frames are told by their voicing.
 
     Raises:
         ConfigError: features without pitch, or with too few coefficients.
@@ -65,8 +105,6 @@ class StatisticsNetworks(nn.Module):
     def __init__(
         self, config: CanConfig, mean: Tensor | None = None, deviation: Tensor | None = None
     ) -> None:
-        super().__init__()
-        self.config = config
         if config.num_ceps + _VOICING_ROW >= config.num_rows:
             raise ConfigError(
                 f"{config.num_rows} rows, {config.num_ceps} of them coefficients: expected pitch "
@@ -78,11 +116,21 @@ class StatisticsNetworks(nn.Module):
                 "statistics network"
             )
         shape = (NUM_FEATURES, config.num_rows, 1)
+        correlated = _NUM_CORRELATED + 2
+        first, second = torch.triu_indices(correlated, correlated, 1)
+        contours, modulations = Contours(config.num_ceps), Modulations(config.num_frames)
+        num_inputs = (
+            _NUM_STATISTICS * (len(config.heard_rows) + contours.num_few)
+            + _NUM_PITCH_STATISTICS
+            + len(first)
+            + (_NUM_MODULATED + 2) * modulations.num_bands
+        )
+        super().__init__(config, num_inputs)
+        self.contours, self.modulations = contours, modulations
         self.register_buffer("mean", torch.zeros(shape) if mean is None else mean.clone())
         self.register_buffer(
             "deviation", torch.ones(shape) if deviation is None else deviation.clone()
         )
-        self.floor = floor_of(config)
         self.register_buffer("heard", torch.tensor(config.heard_rows), persistent=False)
         ramp = torch.linspace(-1.0, 1.0, config.num_frames)
         self.register_buffer("ramp", ramp, persistent=False)
@@ -92,41 +140,7 @@ class StatisticsNetworks(nn.Module):
         row_frames = self.num_picked if config.statistics_range_db else config.num_frames
         self.num_ordered = (row_frames + 1) // 2
         self.register_buffer("row_ramp", torch.linspace(-1.0, 1.0, row_frames), persistent=False)
-        self.contours = Contours(config.num_ceps)
-        self.modulations = Modulations(config.num_frames)
-        correlated = _NUM_CORRELATED + 2
-        first, second = torch.triu_indices(correlated, correlated, 1)
         self.register_buffer("pairs", correlated * first + second, persistent=False)
-        self.num_inputs = (
-            _NUM_STATISTICS * (len(config.heard_rows) + self.contours.num_few)
-            + _NUM_PITCH_STATISTICS
-            + len(first)
-            + (_NUM_MODULATED + 2) * self.modulations.num_bands
-        )
-        # Holds the scale, which training sets once; see standardize.
-        self.input_norm = nn.BatchNorm1d(self.num_inputs, affine=False)
-        self.members = nn.ModuleList(
-            StatisticsMember(config, self.num_inputs) for _ in range(config.statistics_members)
-        )
-        self.gate = SpeechGate(self.num_inputs, config.gate_width) if config.gate_width else None
-
-    def forward(self, x: Tensor) -> list[CanOutput]:
-        """Score windows (n, 3, num_rows, T), features as they come from the front end."""
-        return self.score(self.standardize(self.statistics(self.floor(x))))
-
-    def standardize(self, statistics: Tensor) -> Tensor:
-        """Put what :meth:`statistics` returned on one scale, and no number far off it."""
-        mean, variance = self.input_norm.running_mean, self.input_norm.running_var
-        assert mean is not None and variance is not None  # it tracks them
-        scale = (variance + self.input_norm.eps).rsqrt()
-        return ((statistics - mean) * scale).clamp(-5.0, 5.0)
-
-    def score(self, inputs: Tensor) -> list[CanOutput]:
-        """Score what :meth:`standardized` returned, (n, num_inputs)."""
-        num_frames = self.config.num_frames
-        attention = inputs.new_full((1, num_frames), 1.0 / num_frames)
-        attention = attention + torch.zeros_like(inputs[:, :1])
-        return [member(inputs, attention) for member in self.members]
 
     def statistics(self, x: Tensor) -> Tensor:
         """(n, 3, num_rows, T) -> (n, num_inputs): rows, pitch, correlations, modulations.

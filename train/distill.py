@@ -1,0 +1,139 @@
+"""How a voice encoder learns from the teacher: to say frame by frame what it says, without labels.
+
+Hidden states as targets (as FitNets, Romero et al. 2015): there are 256 of them every 20 ms, where
+a label is one of four every two seconds, and they are the same function of speech for everybody,
+so that what is learnt from training speakers holds for those who were not heard. Of copies that a
+line, a room or a noise has spoilt it learns what the teacher says of the speech itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from streamer.errors import ConfigError
+from streamer.windows import cut_window
+from train.augment import AugmentConfig, augment_frames
+from train.checkpoint import halved
+from train.config import FitConfig
+from train.material import Material
+from train.teacher import States, copy_heard
+from train.voice import FRAMES_A_STEP, NUM_STATES, VoiceEncoder
+
+
+@dataclass(frozen=True)
+class _Scale:
+    mean: Tensor
+    deviation: Tensor
+
+
+def distill(
+    encoder: VoiceEncoder,
+    material: Material,
+    states: Mapping[str, States],
+    config: FitConfig,
+    advance: Callable[[float], None] = lambda share: None,
+) -> float:
+    """Teach an encoder; return the last epoch's mean squared error, of states of deviation 1.
+
+    ``states`` are the teacher's by copy. AdamW, one cycle; every copy is drawn as often as another.
+
+    Raises:
+        ConfigError: fewer utterances than a batch has.
+    """
+    settings = config.distill
+    num_steps = material.num_speech // settings.batch_size
+    if not num_steps:
+        raise ConfigError(
+            f"distill.batch_size {settings.batch_size} with {material.num_speech} utterances: "
+            "expected so many at least"
+        )
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng([config.seed, NUM_STATES])
+    scale = _scale_of(material, states)
+    optimizer = torch.optim.AdamW(
+        encoder.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=settings.epochs * num_steps
+    )
+    encoder.train()
+    error = 0.0
+    for epoch in range(settings.epochs):
+        order, total = rng.permutation(material.num_speech), 0.0
+        for step in range(num_steps):
+            rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
+            windows, targets, is_heard = _draw(rows, material, states, scale, config, rng)
+            with torch.autocast(
+                "cpu", dtype=torch.bfloat16, enabled=config.precision == "bfloat16"
+            ):
+                said = encoder(windows)
+            errors = (said.float() - targets).square().mean(2)
+            loss = (errors * is_heard).sum() / is_heard.sum()
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(encoder.parameters(), 2.0)
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach())
+        error = total / num_steps
+        advance((epoch + 1) / settings.epochs)
+    encoder.eval()
+    encoder.requires_grad_(requires_grad=False)
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.copy_(halved(weight))  # so that all who hear it hear what will be served
+    return error
+
+
+def _scale_of(material: Material, states: Mapping[str, States]) -> _Scale:
+    """Mean and deviation of what the teacher says of training speakers' clean speech."""
+    clips = material.train["clean", "cold"][: material.num_speech]
+    total = total_squares = np.zeros(NUM_STATES)
+    count = 0
+    for clip in clips:
+        said = states["clean"][clip.utterance.utterance_id].astype(np.float64)
+        total, total_squares = total + said.sum(0), total_squares + np.square(said).sum(0)
+        count += len(said)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(total_squares / count - mean**2, 1e-6))
+    return _Scale(torch.from_numpy(mean).float(), torch.from_numpy(deviation).float())
+
+
+def _draw(
+    rows: np.ndarray,
+    material: Material,
+    states: Mapping[str, States],
+    scale: _Scale,
+    config: FitConfig,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw windows that begin anywhere in a clip; return them and what is to be said of them.
+
+    (n, 3, num_rows, T); (n, T / 2, 256); and which steps are not filled up, (n, T / 2).
+    """
+    num_frames = config.window.num_frames
+    level = AugmentConfig(level_db=config.augment.level_db)
+    copies = list(config.shares)
+    windows = np.empty((len(rows), 3, config.features.num_rows, num_frames), np.float32)
+    said = np.empty((len(rows), num_frames // FRAMES_A_STEP, NUM_STATES), np.float32)
+    is_heard = np.zeros((len(rows), num_frames // FRAMES_A_STEP), np.float32)
+    for place, row in enumerate(rows):
+        copy = copies[int(rng.integers(len(copies)))]
+        clip = material.train[copy, "cold"][row]
+        target = states[copy_heard(copy)][clip.utterance.utterance_id]
+        num_steps = min(len(clip.frames) // FRAMES_A_STEP, len(target))
+        count = min(num_steps, num_frames // FRAMES_A_STEP)
+        start = int(rng.integers(num_steps - count + 1))
+        frames = clip.frames[FRAMES_A_STEP * start : FRAMES_A_STEP * (start + count)]
+        frames = augment_frames(frames.astype(np.float32), level, config.features, rng)
+        windows[place] = cut_window(frames, num_frames)
+        steps = np.arange(-said.shape[1], 0) % count  # as cut_window fills up what is missing
+        said[place] = target[start : start + count][steps]
+        is_heard[place, -count:] = 1.0
+    targets = (torch.from_numpy(said) - scale.mean) / scale.deviation
+    return torch.from_numpy(windows), targets, torch.from_numpy(is_heard)
