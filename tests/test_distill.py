@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from streamer.errors import ConfigError
 from streamer.features import FeatureConfig
 from tests.made_up_corpus import TINY, make_corpus
-from train import loop
+from train import groundwork
 from train.checkpoint import load_checkpoint
 from train.committee import Committee
 from train.config import DistillConfig, FitConfig, StatisticsFitConfig
@@ -147,7 +147,7 @@ def test_a_fold_teaches_it_once_and_its_refit_takes_it_over(
         asked.append(copy)
         return states_of(material)[copy]
 
-    monkeypatch.setattr(loop, "load_states", load)
+    monkeypatch.setattr(groundwork, "load_states", load)
     few = replace(CONFIG, distill=replace(CONFIG.distill, epochs=2))
     news: list[object] = []
     fit_fold(

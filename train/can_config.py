@@ -107,6 +107,23 @@ class CanConfig:
             raise ConfigError(
                 f"time_stride is {self.time_stride}: expected 1, the front is Table 1"
             )
+        self._check_members()
+        if not 0 <= self.heard_ceps <= self.num_ceps:
+            raise ConfigError(
+                f"heard_ceps is {self.heard_ceps}: expected 0 to {self.num_ceps}, the coefficients"
+            )
+        if not self.floors_db or not all(0.0 <= floor <= 100.0 for floor in self.floors_db):
+            raise ConfigError(f"floors_db is {self.floors_db}: expected one or more of 0 to 100 dB")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout is {self.dropout}: expected 0 or more and less than 1")
+        if self.conv_channels[-1] < self.channel_reduction:
+            raise ConfigError(
+                f"channel_reduction is {self.channel_reduction}: expected at most "
+                f"{self.conv_channels[-1]}, the channels of the last layer"
+            )
+
+    def _check_members(self) -> None:
+        """Refuse a committee that nobody could build, or of nobody."""
         if not (0 <= self.members <= 16 and 0 <= self.statistics_members <= 16) or not (
             self.members or self.statistics_members or self.voice_members
         ):
@@ -131,19 +148,6 @@ class CanConfig:
         if not 0.0 <= self.statistics_range_db <= 100.0:
             raise ConfigError(
                 f"statistics_range_db is {self.statistics_range_db:g}: expected 0 to 100 dB"
-            )
-        if not 0 <= self.heard_ceps <= self.num_ceps:
-            raise ConfigError(
-                f"heard_ceps is {self.heard_ceps}: expected 0 to {self.num_ceps}, the coefficients"
-            )
-        if not self.floors_db or not all(0.0 <= floor <= 100.0 for floor in self.floors_db):
-            raise ConfigError(f"floors_db is {self.floors_db}: expected one or more of 0 to 100 dB")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout is {self.dropout}: expected 0 or more and less than 1")
-        if self.conv_channels[-1] < self.channel_reduction:
-            raise ConfigError(
-                f"channel_reduction is {self.channel_reduction}: expected at most "
-                f"{self.conv_channels[-1]}, the channels of the last layer"
             )
 
     @classmethod

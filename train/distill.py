@@ -67,13 +67,7 @@ def distill(
         order, total = rng.permutation(material.num_speech), 0.0
         for step in range(num_steps):
             rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            windows, targets, is_heard = _draw(rows, material, states, scale, config, rng)
-            with torch.autocast(
-                "cpu", dtype=torch.bfloat16, enabled=config.precision == "bfloat16"
-            ):
-                said = encoder(windows)
-            errors = (said.float() - targets).square().mean(2)
-            loss = (errors * is_heard).sum() / is_heard.sum()
+            loss = _loss(encoder, _draw(rows, material, states, scale, config, rng), config)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(encoder.parameters(), 2.0)
@@ -82,12 +76,28 @@ def distill(
             total += float(loss.detach())
         error = total / num_steps
         advance((epoch + 1) / settings.epochs)
+    _finish(encoder)
+    return error
+
+
+def _loss(encoder: VoiceEncoder, batch: tuple[Tensor, Tensor, Tensor], config: FitConfig) -> Tensor:
+    """Mean squared error of what is said of the steps that are not filled up."""
+    windows, targets, is_heard = batch
+    is_half = config.precision == "bfloat16"
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
+        said = encoder(windows)
+    errors = (said.float() - targets).square().mean(2)
+    mean: Tensor = (errors * is_heard).sum() / is_heard.sum()
+    return mean
+
+
+@torch.no_grad()
+def _finish(encoder: VoiceEncoder) -> None:
+    """Let it stay as it is, its weights those that will be served to all who hear it."""
     encoder.eval()
     encoder.requires_grad_(requires_grad=False)
-    with torch.no_grad():
-        for weight in encoder.parameters():
-            weight.copy_(halved(weight))  # so that all who hear it hear what will be served
-    return error
+    for weight in encoder.parameters():
+        weight.copy_(halved(weight))
 
 
 def _scale_of(material: Material, states: Mapping[str, States]) -> _Scale:

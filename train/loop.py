@@ -12,7 +12,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +26,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from streamer.errors import ConfigError
 from streamer.smoothing import softmax
 from train.can import CascadedAttentionNetwork
-from train.checkpoint import halved, read_resumable, read_weights
-from train.committee import Committee, build_can
+from train.checkpoint import halved, read_resumable
+from train.committee import Committee
 from train.config import FitConfig, config_to_dict
 from train.corpora import LABELS, Utterance
 from train.dataset import NormalizedClip
-from train.distill import distill
+from train.groundwork import Taught, build, lay_groundwork
 from train.material import Material, draw_epoch, prepare
 from train.metrics import confusion, unweighted_average_recall
 from train.objective import objective
 from train.splits import Split
-from train.statistics_fit import fit_statistics
-from train.teacher import copy_heard, load_states
 from train.truth import mix
-from train.voice import VoiceEncoder
 
 _BEFORE = 0.4
 """Share of a fit's work that is done when its voice encoder has learnt, where there is one."""
 
 _SEEDS_APART = 1000
 """Between the seeds of a committee's CANs, so that no other training of theirs draws alike."""
-
-
-@dataclass(frozen=True)
-class _Taught:
-    """Where a voice encoder comes from: the checkpoint ``encoder`` if any, or the teacher."""
-
-    encoder: Path | None
-    utterances: Sequence[Utterance]
-    cache: Path
-    note: Callable[[str], None]
-    advance: Callable[[float], None]
 
 
 class Learner:
@@ -218,30 +205,17 @@ def fit(
     material = prepare(split, config, cache, aux)
     if material.num_without_speech:
         note(f"left out {material.num_without_speech} utterances in which no speech was found")
-    network = _build(material, config)
-    has_voice = isinstance(network, Committee) and network.voice is not None
-    begun = _BEFORE if has_voice else 0.0
+    network = build(material, config)
+    before = _BEFORE if isinstance(network, Committee) and network.voice is not None else 0.0
     if not (folder / "last.pt").is_file():  # else all of it is in the checkpoint
-        taught = _Taught(encoder, split.utterances, cache, note, lambda at: advance(begun * at))
-        _prepare(network, material, config, taught)
+        taught = Taught(encoder, split.utterances, cache, note, lambda at: advance(before * at))
+        lay_groundwork(network, material, config, taught)
     learners = _begin(network, material, config, device)
     state = _resume(folder / "last.pt", config, learners)
+    on = partial(_advance_on, advance, before)
     while state["epoch"] < config.num_epochs and state["stale"] < config.patience:
-        epoch, started = state["epoch"], time.monotonic()
-        losses = _run_epoch(
-            learners,
-            material,
-            config,
-            epoch,
-            device,
-            lambda share: advance(begun + (1.0 - begun) * share),
-        )
-        line: dict[str, Any] = {"epoch": epoch, **losses}
-        is_last = epoch + 1 == config.num_epochs
-        if material.validation and (is_last or (epoch + 1) % config.validate_every == 0):
-            line["validation"] = validation_uar(learners.kept, material.validation, config, device)
+        line = _run_epoch(learners, material, config, state["epoch"], device, on)
         is_best = _count_epoch(state, line, has_validation=bool(material.validation))
-        line["seconds"] = round(time.monotonic() - started, 1)
         contents = _contents(split, config, material, learners.kept, line)
         if is_best:
             _write(folder / "best.pt", contents)
@@ -253,54 +227,9 @@ def fit(
     return dict(state)
 
 
-def _build(material: Material, config: FitConfig) -> CascadedAttentionNetwork | Committee:
-    torch.manual_seed(config.seed)
-    num_emotions = len(material.truth.emotion_names) if config.emotion_weight else 0
-    return build_can(
-        replace(config.network, num_emotions=num_emotions),
-        torch.from_numpy(material.mean),
-        torch.from_numpy(material.deviation),
-    )
-
-
-def _prepare(
-    network: CascadedAttentionNetwork | Committee,
-    material: Material,
-    config: FitConfig,
-    taught: _Taught,
-) -> None:
-    """Train all that is not a CAN: the voice encoder, then whatever is told numbers of a window."""
-    _set_floored_scales(network, material, config)
-    if not isinstance(network, Committee):
-        return
-    if network.voice is not None:
-        _teach_encoder(network.voice.encoder, material, config, taught)
-    for group in network.groups:
-        fit_statistics(group, material, config)
-
-
-def _teach_encoder(
-    encoder: VoiceEncoder, material: Material, config: FitConfig, taught: _Taught
-) -> None:
-    if taught.encoder is not None:
-        _take_over(encoder, taught.encoder)
-        return
-    states = {
-        copy: load_states(taught.utterances, copy, config.features, taught.cache)
-        for copy in sorted({copy_heard(copy) for copy in config.shares})
-    }
-    error = distill(encoder, material, states, config, taught.advance)
-    taught.note(f"its voice encoder has learnt from the teacher: mean squared error {error:.3f}")
-
-
-def _take_over(encoder: VoiceEncoder, path: Path) -> None:
-    """Give an encoder the weights of that in a checkpoint, scales of its features and all."""
-    weights = read_weights(path)
-    start = "voice.encoder."
-    encoder.load_state_dict(
-        {key.removeprefix(start): value for key, value in weights.items() if key.startswith(start)}
-    )
-    encoder.eval().requires_grad_(requires_grad=False)
+def _advance_on(advance: Callable[[float], None], before: float, share: float) -> None:
+    """Tell the share of the whole that is done when ``share`` of what comes after is."""
+    advance(before + (1.0 - before) * share)
 
 
 def _begin(
@@ -314,22 +243,6 @@ def _begin(
     if len(material.train["clean", "cold"]) > material.num_speech:
         num_windows += round(config.noise_alone * num_windows)
     return Learners(config, network, math.ceil(num_windows / config.batch_size))
-
-
-@torch.no_grad()
-def _set_floored_scales(
-    network: CascadedAttentionNetwork | Committee, material: Material, config: FitConfig
-) -> None:
-    """Give each CAN over a floor the mean and deviation of what it hears in an epoch's draws."""
-    floored = [can for can in network.cans if can.config.floors_db[0]]
-    if not floored:
-        return
-    windows = draw_epoch(material, config, 0)[0]
-    for can in floored:
-        heard = torch.cat([can.floor(part.float()) for part in torch.split(windows, 256)])
-        variance, mean = torch.var_mean(heard, dim=(0, 3), correction=0)
-        can.mean.copy_(mean[:, :, None])
-        can.deviation.copy_((variance + 1e-8).sqrt()[:, :, None])
 
 
 def _count_epoch(state: dict[str, Any], line: dict[str, Any], *, has_validation: bool) -> bool:
@@ -375,13 +288,23 @@ def _run_epoch(
     epoch: int,
     device: str,
     advance: Callable[[float], None],
-) -> dict[str, float]:
-    """Teach each CAN for one epoch; return the mean of their losses."""
-    losses = np.zeros(3)
+) -> dict[str, Any]:
+    """Teach each CAN for one epoch, and validate if it is time; return the epoch's line."""
+    started, losses = time.monotonic(), np.zeros(3)
     for number in range(len(learners.each)):
         losses += _teach(learners, number, material, config, epoch, device, advance)
     total_loss, cross_entropy, triplet = (losses / len(learners.each)).round(5).tolist()
-    return {"loss": total_loss, "cross_entropy": cross_entropy, "triplet": triplet}
+    line: dict[str, Any] = {
+        "epoch": epoch,
+        "loss": total_loss,
+        "cross_entropy": cross_entropy,
+        "triplet": triplet,
+    }
+    is_last = epoch + 1 == config.num_epochs
+    if material.validation and (is_last or (epoch + 1) % config.validate_every == 0):
+        line["validation"] = validation_uar(learners.kept, material.validation, config, device)
+    line["seconds"] = round(time.monotonic() - started, 1)
+    return line
 
 
 def _teach(
