@@ -213,3 +213,19 @@ def test_speech_that_is_like_the_training_is_learnt(manifest: Path, model: Path)
     with torch.no_grad():
         guesses = network(windows)[0].argmax(dim=1).numpy()
     assert (guesses == labels).mean() > 0.6, "chance is a quarter"
+
+
+def test_what_the_teacher_taught_stays_as_it_is(manifest: Path, model: Path) -> None:
+    """So few speakers have nothing to tell a voice encoder that has learnt from thousands."""
+    cuts = [train.adapt._cut(item, Model.load(model).card) for item in load_manifest(manifest)]
+    torch.manual_seed(0)
+    voiced = replace(
+        TINY.network, voice_members=1, voice_width=8, voice_channels=8, voice_layers=2, num_rows=26
+    )
+    network = build_can(voiced)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    train.adapt.fine_tune(network, cuts, AdaptConfig(epochs=1, learning_rate=1e-2))
+    moved = {name for name, value in network.state_dict().items() if not before[name].equal(value)}
+    large = {name for name, value in before.items() if value.numel() >= 4_096}
+    assert not any(name.startswith("voice.encoder.") for name in moved - large)
+    assert any(name.startswith("voice.members.") for name in moved)
