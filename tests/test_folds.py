@@ -227,6 +227,11 @@ def test_the_command_trains_both_and_passes_over_what_is_there(
 def test_the_second_network_is_tested_and_the_first_one_judges(
     utterances: list[Utterance], splits: list[Split], folds: FoldsConfig, tmp_path: Path
 ) -> None:
+    epochs = {
+        name: [load_checkpoint(folds.folder(split) / name).epoch for split in splits]
+        for name in ("best.pt", "last.pt")
+    }
+    assert epochs["last.pt"] == 3 * [3] != epochs["best.pt"], "else nothing would be shown"
     contenders = fold_contenders(folds.run, utterances, QUICK, tmp_path)
     for contender, split in zip(contenders, splits, strict=True):
         assert contender.judge is not None and contender.checkpoint is not None
@@ -236,7 +241,7 @@ def test_the_second_network_is_tested_and_the_first_one_judges(
         batch = np.random.default_rng(0).normal(size=(2, 3, 26, 50)).astype(np.float32)
         for model, path in (
             (contender.model, folds.folder(split) / REFIT / "best.pt"),
-            (contender.judge[0], folds.folder(split) / "best.pt"),
+            (contender.judge[0], folds.folder(split) / "last.pt"),
         ):
             checkpoint = load_checkpoint(path)
             found = Model.load(model, provider="cpu").score(batch).logits

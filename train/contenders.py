@@ -88,8 +88,11 @@ def fold_contenders(
         check_split(path, split, checkpoint, utterances)
         judge = None
         if checkpoint.config.refit:
-            judge = folder / f"fold{split.fold}-judge.onnx", card_of(checkpoint)
-            export(checkpoint, judge[1], judge[0], None)
+            # The second one is as it was after its last epoch, so the first one has to be, too:
+            # after another it would be less sure, or more.
+            first = load_checkpoint(path.with_name("last.pt"))
+            judge = folder / f"fold{split.fold}-judge.onnx", card_of(first)
+            export(first, judge[1], judge[0], None)
             path = path.parent / REFIT / "best.pt"
             checkpoint = load_checkpoint(path)
             check_split(path, with_validation(split), checkpoint, utterances)
