@@ -276,20 +276,15 @@ class CascadedAttentionNetwork(nn.Module):
         """Score windows (n, 3, num_rows, T), features as they come from the front end."""
         return self.score(self.floor(x))
 
-    def sequence(self, x: Tensor) -> Tensor:
-        """Return what the BLSTM makes of what its floor returned, (n, T, 2 * lstm_cells)."""
+    def score(self, x: Tensor) -> CanOutput:
+        """Score what its floor returned, whose mean and deviation are taken to be the features'."""
         x = (x - self.mean) / self.deviation
         if len(self.config.kept_features) < NUM_FEATURES:
             x = x.index_select(1, self.kept)
         if len(self.config.heard_rows) < self.config.num_rows:
             x = x.index_select(2, self.heard)
         f3 = self.attention(self.conv(x))
-        sequence: Tensor = self.blstm(self.dropout(f3))[0]
-        return sequence
-
-    def score(self, x: Tensor) -> CanOutput:
-        """Score what its floor returned, whose mean and deviation are taken to be the features'."""
-        sequence = self.sequence(x)
+        sequence = self.blstm(self.dropout(f3))[0]  # (n, T, 2 * lstm_cells)
         if self.fusion is None:
             embedding = sequence.mean(1)
             attention = torch.ones_like(sequence[:, :, 0]) / sequence.shape[1]
