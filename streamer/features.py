@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -113,10 +114,18 @@ def mel_filters(config: FeatureConfig) -> NDArray[np.float64]:
     """Triangular filters, shape (num_mel, fft_length // 2 + 1), each with a peak of 1."""
     low_mel, high_mel = hz_to_mel(np.array([config.mel_low_hz, config.mel_high_hz]))
     edges = mel_to_hz(np.linspace(low_mel, high_mel, config.num_mel + 2))
-    bins = np.fft.rfftfreq(config.fft_length, 1.0 / config.sample_rate)
-    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    return np.maximum(0.0, np.minimum(rising, falling))
+    return triangles(edges, np.fft.rfftfreq(config.fft_length, 1.0 / config.sample_rate))
+
+
+def triangles(edges: NDArray[np.float64], hz: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """At frequencies (n,), triangles from each of the edges to the second one after it, peak 1.
+
+    Edges (m + 2,) give m of them: (m, n).
+    """
+    rising = (hz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - hz) / (edges[2:] - edges[1:-1])[:, None]
+    result: NDArray[np.float64] = np.maximum(0.0, np.minimum(rising, falling))
+    return result
 
 
 @lru_cache(maxsize=8)

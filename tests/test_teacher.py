@@ -19,7 +19,7 @@ from train import teacher as module
 from train.conditions import Surroundings
 from train.copies import COPIES, copy_samples, played
 from train.corpora import Utterance, read_samples
-from train.teacher import Teacher, cache_states, copy_heard, load_states, mel_filters
+from train.teacher import Teacher, cache_states, copy_heard, load_states, slaney_filters
 from train.voice import NUM_STATES
 
 FEATURES = FeatureConfig()
@@ -50,7 +50,7 @@ def utterances(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
 
 
 def test_filters_are_triangles_of_area_one_linear_to_1_khz() -> None:
-    filters = mel_filters(40, 4_000, 16_000)  # a bin every 4 Hz
+    filters = slaney_filters(40, 4_000, 16_000)  # a bin every 4 Hz
     np.testing.assert_allclose(filters.sum(1) * 4.0, 1.0, rtol=2e-3)
     centres = filters.argmax(1) * 4.0
     steps = np.diff(centres[centres < 1_000])

@@ -13,20 +13,15 @@ from torch import Tensor
 
 from export_onnx import INPUT_NAME, load_weights, to_onnx
 from streamer.errors import ConfigError
+from tests.test_committee import SMALL
 from train.can_config import CanConfig
 from train.committee import Committee, build_can
 from train.voice import NUM_STATES, VoiceEncoder, VoiceNetworks
 
-CONFIG = CanConfig(
-    conv_channels=(4, 4, 4, 8),
-    lstm_cells=4,
-    num_heads=1,
-    head_width=8,
-    num_rows=28,
-    num_frames=40,
+CONFIG = replace(
+    SMALL,
     floors_db=(30.0,),
     statistics_members=1,
-    statistics_width=16,
     gate_width=8,
     voice_members=2,
     voice_width=12,

@@ -268,11 +268,7 @@ def _fill_cache(
         task = progress.add_task("teacher", total=len(heard) * len(utterances), visible=bool(heard))
         for copy in sorted(heard):
             cache_states(
-                sorted(utterances, key=lambda item: item.utterance_id),
-                copy,
-                config.features,
-                options.cache,
-                lambda: progress.advance(task),
+                utterances, copy, config.features, options.cache, lambda: progress.advance(task)
             )
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ STARTS = ("cold", "warm")
 _WARM_UTTERANCES = 2
 _CACHE_VERSION = 4
 _NOWHERE = Surroundings()
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,22 +100,45 @@ def cache_clips(
         CorpusError: audio that cannot be read, or is too short for a single frame.
     """
     config = FrontEndConfig(features=features, normalization=None, window=window)
+    return cache_by_corpus(
+        utterances,
+        cache,
+        lambda corpus, members: (
+            f"{corpus}-{condition}-{_digest(members, condition, config, surroundings)}"
+        ),
+        lambda utterance: extract(utterance, condition, config, surroundings),
+        _pack,
+        advance,
+    )
+
+
+def cache_by_corpus(
+    utterances: Sequence[Utterance],
+    cache: Path,
+    name_of: Callable[[str, Sequence[Utterance]], str],
+    make: Callable[[Utterance], _Made],
+    pack: Callable[[Sequence[_Made]], dict[str, NDArray[Any]]],
+    advance: Callable[[], None],
+) -> list[Path]:
+    """Make of each utterance what ``cache`` has not got yet; return its files, one a corpus.
+
+    ``name_of`` names a corpus's file by all that its content depends on, ``pack`` makes arrays of
+    what was made. ``advance`` is called once an utterance, made now or there already.
+    """
     paths = []
     for corpus, members in by_corpus(utterances).items():
-        path = (
-            cache / f"{corpus}-{condition}-{_digest(members, condition, config, surroundings)}.npz"
-        )
+        path = cache / f"{name_of(corpus, members)}.npz"
         paths.append(path)
         is_there = path.is_file()
-        clips = []
+        made = []
         for utterance in members:
             if not is_there:
-                clips.append(extract(utterance, condition, config, surroundings))
+                made.append(make(utterance))
             advance()
         if not is_there:
             cache.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{os.getpid()}.part.npz")
-            np.savez(part, allow_pickle=False, **_pack(clips))
+            np.savez(part, allow_pickle=False, **pack(made))
             part.replace(path)
     return paths
 
@@ -149,14 +173,13 @@ def by_corpus(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
     }
 
 
-def _digest(
-    utterances: Sequence[Utterance],
-    condition: str,
-    config: FrontEndConfig,
-    surroundings: Surroundings,
-) -> str:
-    """Name all that clips depend on; a file is known by its size and the time of its change."""
-    audio = []
+def audio_key(utterances: Sequence[Utterance]) -> list[list[Any]]:
+    """Say which audio that is, as it is on disk now: by its size and the time of its change.
+
+    Raises:
+        CorpusError: a file is missing.
+    """
+    audio: list[list[Any]] = []
     for item in utterances:
         try:
             found = item.path.stat()
@@ -164,9 +187,19 @@ def _digest(
             raise CorpusError(f"{item.path}: expected an audio file: {error.strerror}") from error
         part = [item.start_s, item.end_s]
         audio.append([item.utterance_id, str(item.path), *part, found.st_size, found.st_mtime_ns])
+    return audio
+
+
+def _digest(
+    utterances: Sequence[Utterance],
+    condition: str,
+    config: FrontEndConfig,
+    surroundings: Surroundings,
+) -> str:
+    """Name all that clips depend on."""
     sounds = {"noise": surroundings.noises, "room": surroundings.rooms}.get(condition, ())
     names = [path.name for path in sounds]
-    key = json.dumps([_CACHE_VERSION, condition, asdict(config), names, audio])
+    key = json.dumps([_CACHE_VERSION, condition, asdict(config), names, audio_key(utterances)])
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

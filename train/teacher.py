@@ -10,9 +10,9 @@ file.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from streamer.arrays import Samples
 from streamer.errors import ConfigError
-from streamer.features import FeatureConfig
+from streamer.features import FeatureConfig, triangles
 from train.copies import played
 from train.corpora import SAMPLE_RATE, Utterance
-from train.dataset import by_corpus
+from train.dataset import audio_key, by_corpus, cache_by_corpus
 from train.voice import FRAMES_A_STEP, NUM_STATES
 
 WEIGHTS_SHA256 = "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e"
@@ -57,7 +57,7 @@ class Teacher:
         self._lstm.load_state_dict(
             {name: weights[f"lstm.{name}"] for name in self._lstm.state_dict()}
         )
-        self._mel = mel_filters(_NUM_MEL, _WINDOW, SAMPLE_RATE)
+        self._mel = slaney_filters(_NUM_MEL, _WINDOW, SAMPLE_RATE)
         self._taper = get_window("hann", _WINDOW).astype(np.float32)
 
     @classmethod
@@ -96,7 +96,7 @@ class Teacher:
         return np.asarray(states[first : first + num_frames : FRAMES_A_STEP], np.float16)
 
 
-def mel_filters(num_mel: int, size: int, rate: int) -> NDArray[np.float64]:
+def slaney_filters(num_mel: int, size: int, rate: int) -> NDArray[np.float64]:
     """Triangles on Slaney's mel scale (Auditory Toolbox, 1998), each of area 1: (num_mel, bins).
 
     Linear to 1 kHz, then 27 bands to the factor 6.4.
@@ -105,11 +105,8 @@ def mel_filters(num_mel: int, size: int, rate: int) -> NDArray[np.float64]:
     top = 15.0 + np.log(rate / 2.0 / 1000.0) / per_octave
     mels = np.linspace(0.0, top, num_mel + 2)
     edges = np.where(mels < 15.0, mels * 200.0 / 3.0, 1000.0 * np.exp((mels - 15.0) * per_octave))
-    hz = np.linspace(0.0, rate / 2.0, size // 2 + 1)
-    low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    rising, falling = (hz - low) / (middle - low), (high - hz) / (high - middle)
-    filters: NDArray[np.float64] = np.maximum(0.0, np.minimum(rising, falling)) * 2 / (high - low)
-    return filters
+    filters = triangles(edges, np.fft.rfftfreq(size, 1.0 / rate))
+    return filters * (2.0 / (edges[2:] - edges[:-2]))[:, None]
 
 
 def copy_heard(copy: str) -> str:
@@ -132,24 +129,20 @@ def cache_states(
         ConfigError: as :meth:`Teacher.load`.
         CorpusError: audio that cannot be read.
     """
-    paths, teacher = [], None
-    for corpus, members in by_corpus(utterances).items():
-        path = cache / f"{corpus}-{copy}-teacher-{_digest(members, copy, features)}.npz"
-        paths.append(path)
-        is_there = path.is_file()
-        states = []
-        for utterance in members:
-            if not is_there:
-                teacher = teacher or Teacher.load()
-                states.append(teacher.hear(played(utterance, copy), features))
-            advance()
-        if not is_there:
-            cache.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part.npz")
-            counts = np.array([len(item) for item in states])
-            np.savez(part, allow_pickle=False, states=np.concatenate(states), counts=counts)
-            part.replace(path)
-    return paths
+    load = functools.cache(Teacher.load)  # only where something has to be heard
+    return cache_by_corpus(
+        utterances,
+        cache,
+        lambda corpus, members: f"{corpus}-{copy}-teacher-{_digest(members, copy, features)}",
+        lambda utterance: load().hear(played(utterance, copy), features),
+        _pack,
+        advance,
+    )
+
+
+def _pack(states: Sequence[NDArray[np.float16]]) -> dict[str, NDArray[Any]]:
+    counts = np.array([len(item) for item in states])
+    return {"states": np.concatenate(states), "counts": counts}
 
 
 def load_states(
@@ -170,13 +163,6 @@ def load_states(
 
 
 def _digest(utterances: Sequence[Utterance], copy: str, features: FeatureConfig) -> str:
-    """Name all that states depend on; a file is known by its size and the time of its change."""
-    audio = []
-    for item in utterances:
-        found = item.path.stat()
-        audio.append(
-            [item.utterance_id, item.start_s, item.end_s, found.st_size, found.st_mtime_ns]
-        )
     frame = [features.frame_length, features.frame_shift]
-    key = json.dumps([_CACHE_VERSION, WEIGHTS_SHA256, copy, frame, audio])
+    key = json.dumps([_CACHE_VERSION, WEIGHTS_SHA256, copy, frame, audio_key(utterances)])
     return hashlib.sha256(key.encode()).hexdigest()[:16]
