@@ -18,8 +18,8 @@ BACKEND ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 TORCH ?= torch==2.13.0
 
 # What `ours` learns a voice from (train/teacher.py), for its file of weights alone: without its
-# dependencies, one of which is another build of our own webrtcvad. All else does without it.
-TEACHER ?= resemblyzer==0.1.4
+# dependencies, of which there are many. All else does without it.
+TEACHER ?= pipecat-ai==1.14.0
 
 AUDIO ?= samples/call.wav
 ROLES ?= $(if $(filter samples/call.wav,$(AUDIO)),customer$(comma)agent)

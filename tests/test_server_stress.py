@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 import socket
@@ -177,17 +178,24 @@ def serve_during_storm(served: Served, seed: int) -> int:
 def test_the_good_one_does_not_notice(served: Served) -> None:
     server = served.server
     serve_during_storm(served, seed=0)
-    rss_mib = server.rss_mib()
-    num_heard = serve_during_storm(served, seed=NUM_PEERS)
+    num_heard, growth_mib = 0, math.inf
+    # Measured after a first storm, because allocators keep what two hundred at once took (105 MiB
+    # at the start, 134 after one storm, 136 after eight); and on a busy machine more of them are
+    # there at once in one storm than in the one before, now and then. Leaking each peer's call
+    # would be 30 MiB in every storm.
+    for number in range(1, 5):
+        rss_mib = server.rss_mib()
+        num_heard += serve_during_storm(served, seed=number * NUM_PEERS)
+        growth_mib = server.rss_mib() - rss_mib
+        if growth_mib < 10.0:
+            break
+    assert growth_mib < 10.0
     assert server.get("/healthz") == (200, {"alive": True})
     assert server.state()["ready"]
     log = "\n".join(server.lines)
     assert "Traceback" not in log
     assert "ERROR" not in log
     assert log.count("call end") >= log.count("call start") > num_heard
-    # Measured after a first storm, because allocators keep what two hundred at once took (105 MiB
-    # at the start, 134 after one storm, 136 after eight). Leaking each peer's call would be 30 MiB.
-    assert server.rss_mib() < rss_mib + 10.0
 
 
 def test_ctrl_c_ends_a_server(served: Served, tmp_path: Path) -> None:

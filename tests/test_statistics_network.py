@@ -338,5 +338,5 @@ def test_too_few_coefficients_are_refused() -> None:
 
 @pytest.mark.parametrize(("width", "members"), [(-1, 2), (8, 0)])
 def test_a_gate_without_statistics_is_refused(width: int, members: int) -> None:
-    with pytest.raises(ConfigError, match=f"gate_width is {width}, of {members} networks"):
+    with pytest.raises(ConfigError, match=f"gate_width is {width}, of {members} networks of stat"):
         build(gate_width=width, statistics_members=members)

@@ -43,12 +43,12 @@ def committee(config: CanConfig = CONFIG) -> Committee:
     return network.eval()
 
 
-def test_it_says_256_numbers_every_second_frame() -> None:
+def test_it_says_64_numbers_every_fourth_frame() -> None:
     torch.manual_seed(0)
     encoder = VoiceEncoder(CONFIG, None, None).eval()
     with torch.inference_mode():
-        assert encoder(windows(2)).shape == (2, 20, NUM_STATES)
-        assert encoder(windows(2, 200)).shape == (2, 100, NUM_STATES)
+        assert encoder(windows(2)).shape == (2, 10, NUM_STATES)
+        assert encoder(windows(2, 200)).shape == (2, 50, NUM_STATES)
 
 
 def test_features_are_put_on_their_scale_first() -> None:
@@ -132,6 +132,20 @@ def test_what_is_served_is_the_same_and_gives_its_weights_back(tmp_path: Path) -
     for name, weight in network.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(other.state_dict()[name], weight), name
+
+
+def test_without_statistics_the_gate_hears_the_voice() -> None:
+    network = committee(replace(CONFIG, statistics_members=0))
+    assert [group.config.floors_db for group in network.groups] == [(0.0,)]
+    assert network.gate is not None and network.gate is network.groups[0].gate
+    with torch.inference_mode():
+        assert len(network.outputs(windows())) == 1 + CONFIG.voice_members
+        told = network.groups[0].standardize(network.groups[0].statistics(windows()))
+        speech = network.gate(told).sigmoid()
+        outputs = network.outputs(windows())
+        each = torch.stack([one.logits.softmax(1) for one in outputs]).mean(0)
+        expected = speech * each + (1.0 - speech) / 4
+        torch.testing.assert_close(network(windows()).logits.exp(), expected)
 
 
 @pytest.mark.parametrize(

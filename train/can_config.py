@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from streamer.errors import ConfigError
 
 NUM_FEATURES = 3  # static MFCC, delta, delta-delta: the channels of one window, in this order
+FRAMES_A_STEP = 4  # of a voice encoder, and of what its teacher says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class CanConfig:
     statistics_width: int = 256
     statistics_range_db: float = 0.0
     gate_width: int = 0
-    # Networks told what one of the CAN's body hears as a speaker encoder does, see train/voice.py:
+    # Networks told what one of the CAN's body hears as its teacher does, see train/voice.py:
     # of `voice_width` cells; the body has `voice_layers` convolutions of `voice_channels` (0: there
     # is none) and a BLSTM of `voice_cells` a direction.
     voice_members: int = 0
@@ -131,10 +132,13 @@ class CanConfig:
                 f"{self.members} members, {self.statistics_members} of statistics: expected 0 to "
                 "16 of both, and one at least"
             )
-        if self.gate_width < 0 or (self.gate_width and not self.statistics_members):
+        if self.gate_width < 0 or (
+            self.gate_width and not (self.statistics_members or self.voice_members)
+        ):
             raise ConfigError(
                 f"gate_width is {self.gate_width}, of {self.statistics_members} networks of "
-                "statistics: expected 0, or more where there is such a network"
+                f"statistics and {self.voice_members} of voice: expected 0, or more where there is "
+                "such a network"
             )
         if bool(self.voice_members) != bool(self.voice_channels) or not (
             0 <= self.voice_members <= 16

@@ -251,8 +251,8 @@ def _taught(config: dict[str, Any]) -> str:
     if not config["network"].get("voice_members"):
         return ""
     return (
-        "Before that, and without labels, a part of it learnt to say of speech what a larger "
-        f"network says: {TEACHER}. None of that network's weights are in the file. "
+        "Before that a part of it learnt to say of speech what a larger network says: "
+        f"{TEACHER}. None of that network's weights are in the file. "
     )
 
 

@@ -45,9 +45,14 @@ class StatisticsFitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """How a voice encoder learns from the teacher, see ``train.distill``: AdamW, one cycle."""
+    """How a voice encoder learns from the teacher, see ``train.distill``: AdamW, one cycle.
+
+    Before that, for ``listening_epochs``, labels choose what of that is worth learning
+    (``train.emphasis``).
+    """
 
     epochs: int = 40
+    listening_epochs: int = 36
     batch_size: int = 32
     learning_rate: float = 4e-3
     weight_decay: float = 0.01

@@ -1,9 +1,10 @@
-"""How a voice encoder learns from the teacher: to say frame by frame what it says, without labels.
+"""How a voice encoder learns from the teacher: to say step by step what it says.
 
-Hidden states as targets (as FitNets, Romero et al. 2015): there are 256 of them every 20 ms, where
-a label is one of four every two seconds, and they are the same function of speech for everybody,
-so that what is learnt from training speakers holds for those who were not heard. Of copies that a
-line, a room or a noise has spoilt it learns what the teacher says of the speech itself.
+Hidden states as targets (as FitNets, Romero et al. 2015), or rather what matters of them
+(``train.emphasis``): there are 64 numbers every 40 ms, where a label is one of four every two
+seconds, and they are the same function of speech for everybody, so that what is learnt from
+training speakers holds for those who were not heard. Of copies that a line, a room or a noise has
+spoilt it learns what the teacher says of the speech itself.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from torch import Tensor, nn
 from streamer.errors import ConfigError
 from streamer.windows import cut_window
 from train.augment import AugmentConfig, augment_frames
+from train.can_config import FRAMES_A_STEP
 from train.checkpoint import halved
 from train.config import FitConfig
+from train.emphasis import scale_of
 from train.material import Material
+from train.schedule import one_cycle
 from train.teacher import States, copy_heard
-from train.voice import FRAMES_A_STEP, NUM_STATES, VoiceEncoder
+from train.voice import NUM_STATES, VoiceEncoder
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,14 @@ def distill(
     ``states`` are the teacher's by copy. AdamW, one cycle; every copy is drawn as often as another.
 
     Raises:
-        ConfigError: fewer utterances than a batch has.
+        ConfigError: fewer utterances than a batch has, or windows that are no whole steps.
     """
     settings = config.distill
+    if config.window.num_frames % FRAMES_A_STEP:
+        raise ConfigError(
+            f"windows of {config.window.num_frames} frames: expected a multiple of {FRAMES_A_STEP},"
+            " the frames of a voice encoder's step"
+        )
     num_steps = material.num_speech // settings.batch_size
     if not num_steps:
         raise ConfigError(
@@ -54,13 +63,12 @@ def distill(
         )
     torch.manual_seed(config.seed)
     rng = np.random.default_rng([config.seed, NUM_STATES])
-    scale = _scale_of(material, states)
+    mean, deviation = scale_of(states, material)
+    scale = _Scale(torch.from_numpy(mean), torch.from_numpy(deviation))
     optimizer = torch.optim.AdamW(
         encoder.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.epochs * num_steps
-    )
+    schedule = one_cycle(optimizer, settings.learning_rate, settings.epochs * num_steps)
     encoder.train()
     error = 0.0
     for epoch in range(settings.epochs):
@@ -100,20 +108,6 @@ def _finish(encoder: VoiceEncoder) -> None:
         weight.copy_(halved(weight))
 
 
-def _scale_of(material: Material, states: Mapping[str, States]) -> _Scale:
-    """Mean and deviation of what the teacher says of training speakers' clean speech."""
-    clips = material.train["clean", "cold"][: material.num_speech]
-    total = total_squares = np.zeros(NUM_STATES)
-    count = 0
-    for clip in clips:
-        said = states["clean"][clip.utterance.utterance_id].astype(np.float64)
-        total, total_squares = total + said.sum(0), total_squares + np.square(said).sum(0)
-        count += len(said)
-    mean = total / count
-    deviation = np.sqrt(np.maximum(total_squares / count - mean**2, 1e-6))
-    return _Scale(torch.from_numpy(mean).float(), torch.from_numpy(deviation).float())
-
-
 def _draw(
     rows: np.ndarray,
     material: Material,
@@ -124,7 +118,7 @@ def _draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw windows that begin anywhere in a clip; return them and what is to be said of them.
 
-    (n, 3, num_rows, T); (n, T / 2, 256); and which steps are not filled up, (n, T / 2).
+    (n, 3, num_rows, T); (n, T / 4, 64); and which steps are not filled up, (n, T / 4).
     """
     num_frames = config.window.num_frames
     level = AugmentConfig(level_db=config.augment.level_db)

@@ -18,6 +18,7 @@ from train.committee import Committee, build_can
 from train.config import FitConfig
 from train.corpora import Utterance
 from train.distill import distill
+from train.emphasis import emphasize
 from train.material import Material, draw_epoch
 from train.statistics_fit import fit_statistics
 from train.teacher import copy_heard, load_states
@@ -72,7 +73,7 @@ def _teach_encoder(
         copy: load_states(taught.utterances, copy, config.features, taught.cache)
         for copy in sorted({copy_heard(copy) for copy in config.shares})
     }
-    error = distill(encoder, material, states, config, taught.advance)
+    error = distill(encoder, material, emphasize(states, material, config), config, taught.advance)
     taught.note(f"its voice encoder has learnt from the teacher: mean squared error {error:.3f}")
 
 

@@ -35,6 +35,7 @@ from train.groundwork import Taught, build, lay_groundwork
 from train.material import Material, draw_epoch, prepare
 from train.metrics import confusion, unweighted_average_recall
 from train.objective import objective
+from train.schedule import one_cycle
 from train.splits import Split
 from train.truth import mix
 
@@ -62,12 +63,8 @@ class Learner:
         if config.schedule == "constant":
             self.scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1.0)
         else:
-            self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-                self.optimizer,
-                max_lr=config.learning_rate,
-                total_steps=config.epochs * steps_per_epoch,
-                pct_start=0.25,
-            )
+            num_steps = config.epochs * steps_per_epoch
+            self.scheduler = one_cycle(self.optimizer, config.learning_rate, num_steps, 0.25)
 
     @property
     def kept(self) -> torch.nn.Module:

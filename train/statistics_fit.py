@@ -24,6 +24,7 @@ from train.config import FitConfig, StatisticsFitConfig
 from train.dataset import NormalizedClip
 from train.material import Material
 from train.objective import objective
+from train.schedule import one_cycle
 from train.statistics_network import SpeechGate, StatisticsGroup
 from train.truth import mix
 
@@ -188,6 +189,4 @@ def _one_cycle(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=num_steps, pct_start=0.2
-    )
+    return optimizer, one_cycle(optimizer, settings.learning_rate, num_steps, 0.2)

@@ -1,11 +1,12 @@
-"""The teacher: a speaker encoder that has heard thousands of people, and what it says of speech.
+"""The teacher: an ear that has heard the world speak, and what it says of speech.
 
-Resemblyzer's voice encoder (https://github.com/resemble-ai/Resemblyzer, Apache-2.0): three LSTM
-layers over 40 mel bands, trained to tell speakers apart (GE2E loss, Wan et al. 2018) on
-LibriSpeech, VoxCeleb1 and VoxCeleb2, none of which are among our corpora. To tell voices apart it
-has learnt what a voice can do, moods included: its second layer knows more of emotion than its
-last. Only the package's file of weights is used, and only to train: nothing of it is in a model
-file.
+Smart Turn v3.2 (https://github.com/pipecat-ai/smart-turn, BSD-2-Clause), which hears from words and
+melody whether somebody has finished: the encoder of Whisper tiny (Radford et al. 2022, MIT; 680,000
+hours of speech in some hundred languages), trained further on turns of two dozen of them. Nobody
+told it an emotion, nor are our corpora among what it is said to have heard. Its second layer of
+four knows more of emotion than the others, and than any other network that we have tried: how a
+thing is said has to be heard before what is said can be written. Only the package's file of weights
+is used, and only to train: nothing of it is in a model file.
 """
 
 from __future__ import annotations
@@ -19,46 +20,52 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
+import onnx
+import onnxruntime
 from numpy.typing import NDArray
-from scipy.signal import get_window
-from torch import Tensor, nn
+from onnx.utils import Extractor
 
 from streamer.arrays import Samples
 from streamer.errors import ConfigError
-from streamer.features import FeatureConfig, triangles
+from streamer.features import FeatureConfig
+from train.can_config import FRAMES_A_STEP
 from train.copies import played
-from train.corpora import SAMPLE_RATE, Utterance
+from train.corpora import Utterance
 from train.dataset import audio_key, by_corpus, cache_by_corpus
-from train.voice import FRAMES_A_STEP, NUM_STATES
+from train.spectrum import HOP, count_frames, mel_spectrogram
 
-WEIGHTS_SHA256 = "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e"
-INSTALL = "pip install --no-deps resemblyzer==0.1.4"
-TEACHER = (
-    "Resemblyzer 0.1.4's voice encoder (Apache-2.0), itself trained on LibriSpeech, VoxCeleb1 and "
-    "VoxCeleb2"
-)
+PACKAGE, WEIGHTS = "pipecat", "audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx"
+WEIGHTS_SHA256 = "2bb026316b14a660486a75b1733cd3fbab8c2fd0314dc9af7be49f8cca967e4f"
+INSTALL = "pip install --no-deps pipecat-ai==1.14.0"
+TEACHER = "the encoder of Smart Turn 3.2 (BSD-2-Clause), which is that of Whisper tiny (MIT)"
 
-_NUM_MEL = 40
-_WINDOW, _HOP = 400, 160
-_LEVEL_DB = -30.0
-_LAYERS = 2
-_CACHE_VERSION = 1
+NUM_TOLD = 384
+"""Channels of its layers: what it says of a step."""
+
+_NUM_MEL = 80
+_OWN_STEP = 2 * HOP  # its second convolution has a stride of 2
+_OWN_IN_A_STEP = 2
+_PIECE = 400  # of its own steps: 8 s at once, which what is shorter ends
+_PIECE_SAMPLES = _PIECE * _OWN_STEP
+_SEEN_AROUND = 25
+"""Of its own steps: what a piece of longer speech must have heard before and after one."""
+_INPUT, _SECOND_LAYER = "input_features", "add_268"
+_CACHE_VERSION = 2
 
 States: TypeAlias = dict[str, NDArray[np.float16]]
-"""By utterance id, what the teacher said: (n / 2, 256) for n frames of ours."""
+"""By utterance id, what was said of it: (n / 4, 384) for n frames of ours."""
 
 
 class Teacher:
-    """The first two layers of the encoder, on the CPU."""
+    """The encoder up to its second layer, on the CPU."""
 
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        self._lstm = nn.LSTM(_NUM_MEL, NUM_STATES, _LAYERS, batch_first=True)
-        self._lstm.load_state_dict(
-            {name: weights[f"lstm.{name}"] for name in self._lstm.state_dict()}
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """Take its graph, from Whisper's features to the second layer."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        self._mel = slaney_filters(_NUM_MEL, _WINDOW, SAMPLE_RATE)
-        self._taper = get_window("hann", _WINDOW).astype(np.float32)
 
     @classmethod
     def load(cls) -> Teacher:
@@ -67,46 +74,65 @@ class Teacher:
         Raises:
             ConfigError: it is not installed, or its weights are others than expected.
         """
-        spec = find_spec("resemblyzer")
+        spec = find_spec(PACKAGE)
         places = [] if spec is None else list(spec.submodule_search_locations or ())
-        path = Path(places[0], "pretrained.pt") if places else Path("pretrained.pt")
+        path = Path(places[0], WEIGHTS) if places else Path(WEIGHTS)
         if not places or not path.is_file():
             raise ConfigError(f"found no teacher to learn from: expected one, by `{INSTALL}`")
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != WEIGHTS_SHA256:
             raise ConfigError(f"{path} has SHA-256 {found}: expected {WEIGHTS_SHA256}")
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return cls(content["model_state"])
+        return cls(first_layers(path))
 
-    @torch.no_grad()
     def hear(self, samples: Samples, features: FeatureConfig) -> NDArray[np.float16]:
-        """Return its states at every second of our frames: (n,) at 16 kHz to (frames / 2, 256).
+        """Return its states at every fourth of our frames: (n,) at 16 kHz to (frames / 4, 384).
 
-        Its own frames are centred; ours are not, and ``features`` says how long they are.
+        Of those four frames its own two steps' mean; ``features`` says how long a frame is. Eight
+        seconds are heard at once, which begin with silence where there is less, as it was trained;
+        of longer speech pieces that overlap.
         """
-        power = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
-        gain = 10.0 ** (_LEVEL_DB / 20.0) / max(float(power), 1e-6)
-        padded = np.pad(np.float32(gain) * samples, _WINDOW // 2)
-        frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP]
-        spectrum = np.abs(np.fft.rfft(frames * self._taper)) ** 2
-        mel = torch.from_numpy((spectrum @ self._mel.T).astype(np.float32))
-        states = self._lstm(mel[None])[0][0].numpy()
-        num_frames = 1 + (len(samples) - features.frame_length) // features.frame_shift
-        first = features.frame_length // 2 // _HOP
-        return np.asarray(states[first : first + num_frames : FRAMES_A_STEP], np.float16)
+        num_steps = count_frames(len(samples), features) // FRAMES_A_STEP
+        first = features.frame_length // 2 // _OWN_STEP  # where our first frame is centred
+        whole = np.pad(samples, (_PIECE_SAMPLES, -len(samples) % _OWN_STEP))
+        length = len(whole) // _OWN_STEP - _PIECE
+        states = np.empty((_OWN_IN_A_STEP * num_steps, NUM_TOLD), np.float32)
+        done = 0
+        while done < len(states):
+            end, known = length, len(states)
+            if length > _PIECE:
+                end = min(length, max(0, first + done - _SEEN_AROUND) + _PIECE)
+            if end < length:
+                known = min(known, end - _SEEN_AROUND - first)
+            heard = self._hear_piece(whole[end * _OWN_STEP :][:_PIECE_SAMPLES])
+            begin = first + _PIECE - end
+            states[done:known] = heard[begin + done : begin + known]
+            done = known
+        pairs = states.reshape(num_steps, _OWN_IN_A_STEP, NUM_TOLD)
+        return np.asarray(pairs.mean(1), np.float16)
+
+    def _hear_piece(self, samples: Samples) -> NDArray[np.float32]:
+        """Hear eight seconds: (400, 384). Features as Whisper's, of a sound of deviation 1."""
+        scaled = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-10)
+        mel = np.log10(np.maximum(mel_spectrogram(scaled, _NUM_MEL)[:-1], 1e-10))
+        mel = (np.maximum(mel, mel.max() - 8.0) + 4.0) / 4.0
+        states: NDArray[np.float32] = self._session.run(
+            [_SECOND_LAYER], {_INPUT: mel.T[None].astype(np.float32)}
+        )[0][0]
+        return states
 
 
-def slaney_filters(num_mel: int, size: int, rate: int) -> NDArray[np.float64]:
-    """Triangles on Slaney's mel scale (Auditory Toolbox, 1998), each of area 1: (num_mel, bins).
+def first_layers(path: Path) -> onnx.ModelProto:
+    """Cut the graph in a file after its second layer.
 
-    Linear to 1 kHz, then 27 bands to the factor 6.4.
+    Raises:
+        ConfigError: it has no such place.
     """
-    per_octave = np.log(6.4) / 27.0
-    top = 15.0 + np.log(rate / 2.0 / 1000.0) / per_octave
-    mels = np.linspace(0.0, top, num_mel + 2)
-    edges = np.where(mels < 15.0, mels * 200.0 / 3.0, 1000.0 * np.exp((mels - 15.0) * per_octave))
-    filters = triangles(edges, np.fft.rfftfreq(size, 1.0 / rate))
-    return filters * (2.0 / (edges[2:] - edges[:-2]))[:, None]
+    model = onnx.load(path)
+    if _SECOND_LAYER not in {name for node in model.graph.node for name in node.output}:
+        raise ConfigError(f"{path} has no output {_SECOND_LAYER!r}: expected Smart Turn v3.2")
+    place = onnx.helper.make_tensor_value_info(_SECOND_LAYER, onnx.TensorProto.FLOAT, None)
+    model.graph.value_info.append(place)
+    return Extractor(model).extract_model([_INPUT], [_SECOND_LAYER])
 
 
 def copy_heard(copy: str) -> str:

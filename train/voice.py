@@ -1,8 +1,8 @@
-"""Networks that hear as a speaker encoder does, which knows thousands of voices where we have 65.
+"""Networks that hear as a far larger one does, which knows the voices of the world; we have 65.
 
-A CAN's body (convolutions, attention, BLSTM) that has learnt, without any label, to say frame by
-frame what a far larger network says (``train/teacher.py``, ``train/distill.py``); and small
-networks that are told the mean and the deviation of that over a window.
+A CAN's body (convolutions, attention, BLSTM) that has learnt to say step by step what matters of
+what that network says (``train/teacher.py``, ``train/distill.py``); and small networks that are
+told the mean and the deviation of that over a window.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from train.can import ResidualStack, SpatiotemporalAttention
-from train.can_config import NUM_FEATURES, CanConfig
+from train.can_config import FRAMES_A_STEP, NUM_FEATURES, CanConfig
 from train.statistics_network import StatisticsGroup
 
-NUM_STATES = 256
-"""What the teacher says of a step: the cells of one of its layers."""
-
-FRAMES_A_STEP = 2
+NUM_STATES = 64
+"""What is said of a step."""
 
 
 class VoiceEncoder(nn.Module):
-    """Windows of features (n, 3, num_rows, T) -> what the teacher would say, (n, T / 2, 256).
+    """Windows of features (n, 3, num_rows, T) -> what the teacher would say, (n, T / 4, 64).
 
     Of mean 0 and deviation 1 over its training speech. ``mean`` and ``deviation`` are the
     features', as a CAN's.
@@ -77,12 +75,12 @@ class VoiceNetworks(StatisticsGroup):
             floors_db=(0.0,),
             statistics_members=config.voice_members,
             statistics_width=config.voice_width,
-            gate_width=0,
+            gate_width=0 if config.statistics_members else config.gate_width,
         )
         super().__init__(own, 2 * NUM_STATES)
         self.encoder = VoiceEncoder(config, mean, deviation)
 
     def statistics(self, x: Tensor) -> Tensor:
-        """(n, 3, num_rows, T) -> (n, 512): the states' means, then their deviations."""
+        """(n, 3, num_rows, T) -> (n, 128): the states' means, then their deviations."""
         states = self.encoder(x)
         return torch.cat([states.mean(1), (states.var(1) + 1e-4).sqrt()], dim=1)
