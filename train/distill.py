@@ -50,17 +50,7 @@ def distill(
         ConfigError: fewer utterances than a batch has, or windows that are no whole steps.
     """
     settings = config.distill
-    if config.window.num_frames % FRAMES_A_STEP:
-        raise ConfigError(
-            f"windows of {config.window.num_frames} frames: expected a multiple of {FRAMES_A_STEP},"
-            " the frames of a voice encoder's step"
-        )
-    num_steps = material.num_speech // settings.batch_size
-    if not num_steps:
-        raise ConfigError(
-            f"distill.batch_size {settings.batch_size} with {material.num_speech} utterances: "
-            "expected so many at least"
-        )
+    num_steps = _num_steps(material, config)
     torch.manual_seed(config.seed)
     rng = np.random.default_rng([config.seed, NUM_STATES])
     mean, deviation = scale_of(states, material)
@@ -86,6 +76,23 @@ def distill(
         advance((epoch + 1) / settings.epochs)
     _finish(encoder)
     return error
+
+
+def _num_steps(material: Material, config: FitConfig) -> int:
+    """Batches in an epoch."""
+    settings = config.distill
+    if config.window.num_frames % FRAMES_A_STEP:
+        raise ConfigError(
+            f"windows of {config.window.num_frames} frames: expected a multiple of {FRAMES_A_STEP},"
+            " the frames of a voice encoder's step"
+        )
+    num_steps = material.num_speech // settings.batch_size
+    if not num_steps:
+        raise ConfigError(
+            f"distill.batch_size {settings.batch_size} with {material.num_speech} utterances: "
+            "expected so many at least"
+        )
+    return num_steps
 
 
 def _loss(encoder: VoiceEncoder, batch: tuple[Tensor, Tensor, Tensor], config: FitConfig) -> Tensor:

@@ -47,7 +47,7 @@ class _Listener(nn.Module):
 
     def forward(self, states: Tensor, is_there: Tensor) -> CanOutput:
         said = self.projection(states)
-        weights = (is_there / is_there.sum(1, keepdim=True)).unsqueeze(2)
+        weights = (is_there / is_there.sum(1, keepdim=True).clamp(min=1.0)).unsqueeze(2)
         mean = (said * weights).sum(1)
         variance = ((said - mean.unsqueeze(1)).square() * weights).sum(1)
         pooled = self.norm(torch.cat([mean, (variance + 1e-4).sqrt()], dim=1))
