@@ -78,6 +78,10 @@ class FeatureConfig:
                 f"energy floor of {self.energy_floor:g}: expected a positive, finite number"
             )
 
+    def count_frames(self, num_samples: int) -> int:
+        """Frames that so many samples hold."""
+        return max(0, (num_samples - self.frame_length) // self.frame_shift + 1)
+
     @property
     def num_rows(self) -> int:
         """Numbers of one frame, and of its delta, and of its delta-delta."""
@@ -192,7 +196,7 @@ class FeatureStream:
     def _static_frames(self, samples: Samples) -> NDArray[np.float64]:
         config = self.config
         audio = np.concatenate([self._tail, samples.astype(np.float64)])
-        num_frames = max(0, (len(audio) - config.frame_length) // config.frame_shift + 1)
+        num_frames = config.count_frames(len(audio))
         self._tail = audio[num_frames * config.frame_shift :].copy()
         self.num_frames_computed += num_frames
         if num_frames == 0:

@@ -238,8 +238,7 @@ class FrontEnd:
     def _num_ready(self) -> int:
         """Frames whose deltas the audio so far allows, computed yet or not."""
         features = self.config.features
-        static = (self.num_samples - features.frame_length) // features.frame_shift + 1
-        return static - 2 * features.delta_window
+        return features.count_frames(self.num_samples) - 2 * features.delta_window
 
     def _compute_frames(self) -> None:
         """Compute the frames that the waiting audio completes: a whole step's in one call."""

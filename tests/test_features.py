@@ -33,6 +33,15 @@ def num_frames_of(config: FeatureConfig, num_samples: int) -> int:
     return max(0, (num_samples - config.frame_length) // config.frame_shift + 1)
 
 
+@pytest.mark.parametrize("num_samples", [0, 639, 640, 799, 800, 16_001])
+def test_frames_are_counted_as_the_stream_has_them(num_samples: int) -> None:
+    config = FeatureConfig()
+    features = FeatureStream(config)
+    features.receive(np.zeros(num_samples, np.float32))
+    assert config.count_frames(num_samples) == features.num_frames_computed
+    assert config.count_frames(num_samples) == num_frames_of(config, num_samples)
+
+
 # Law 3: an outside witness.
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from streamer.features import FeatureConfig, FeatureStream
-from train.spectrum import HOP, count_frames, mel_spectrogram, slaney_filters
+from train.spectrum import HOP, mel_spectrogram, slaney_filters
 
 
 def test_filters_are_triangles_of_area_one_linear_to_1_khz() -> None:
@@ -32,11 +30,3 @@ def test_a_tone_is_in_its_band() -> None:
     power = mel_spectrogram(tone.astype(np.float32), 80).mean(0)
     filters = slaney_filters(80, 400, 16_000)
     assert power.argmax() == filters[:, 25].argmax(), "a bin every 40 Hz"
-
-
-@pytest.mark.parametrize("num_samples", [0, 639, 640, 799, 800, 16_001])
-def test_frames_are_counted_as_the_front_end_has_them(num_samples: int) -> None:
-    config = FeatureConfig()
-    stream = FeatureStream(config)
-    stream.receive(np.zeros(num_samples, np.float32))
-    assert count_frames(num_samples, config) == stream.num_frames_computed

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.signal import get_window
 
 from streamer.arrays import Samples
-from streamer.features import FeatureConfig, triangles
+from streamer.features import triangles
 from train.corpora import SAMPLE_RATE
 
 WINDOW, HOP = 400, 160
@@ -23,11 +23,6 @@ def mel_spectrogram(samples: Samples, num_mel: int) -> NDArray[np.float64]:
     spectrum = np.abs(np.fft.rfft(frames * get_window("hann", WINDOW))) ** 2
     power: NDArray[np.float64] = spectrum @ slaney_filters(num_mel, WINDOW, SAMPLE_RATE).T
     return power
-
-
-def count_frames(num_samples: int, features: FeatureConfig) -> int:
-    """Frames of ours in so many samples."""
-    return max(0, 1 + (num_samples - features.frame_length) // features.frame_shift)
 
 
 def slaney_filters(num_mel: int, size: int, rate: int) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ from train.can_config import FRAMES_A_STEP
 from train.copies import played
 from train.corpora import Utterance
 from train.dataset import audio_key, by_corpus, cache_by_corpus
-from train.spectrum import HOP, count_frames, mel_spectrogram
+from train.spectrum import HOP, mel_spectrogram
 
 PACKAGE, WEIGHTS = "pipecat", "audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx"
 WEIGHTS_SHA256 = "2bb026316b14a660486a75b1733cd3fbab8c2fd0314dc9af7be49f8cca967e4f"
@@ -91,18 +91,15 @@ class Teacher:
         seconds are heard at once, which begin with silence where there is less, as it was trained;
         of longer speech pieces that overlap.
         """
-        num_steps = count_frames(len(samples), features) // FRAMES_A_STEP
+        num_steps = features.count_frames(len(samples)) // FRAMES_A_STEP
         first = features.frame_length // 2 // _OWN_STEP  # where our first frame is centred
         whole = np.pad(samples, (_PIECE_SAMPLES, -len(samples) % _OWN_STEP))
         length = len(whole) // _OWN_STEP - _PIECE
         states = np.empty((_OWN_IN_A_STEP * num_steps, NUM_TOLD), np.float32)
         done = 0
         while done < len(states):
-            end, known = length, len(states)
-            if length > _PIECE:
-                end = min(length, max(0, first + done - _SEEN_AROUND) + _PIECE)
-            if end < length:
-                known = min(known, end - _SEEN_AROUND - first)
+            end = min(length, max(0, first + done - _SEEN_AROUND) + _PIECE)
+            known = len(states) if end == length else end - _SEEN_AROUND - first
             heard = self._hear_piece(whole[end * _OWN_STEP :][:_PIECE_SAMPLES])
             begin = first + _PIECE - end
             states[done:known] = heard[begin + done : begin + known]
