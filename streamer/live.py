@@ -31,7 +31,7 @@ from streamer.events import Error, Event, Ready
 from streamer.hub import RETRY_S, Hub
 from streamer.live_call import MAX_UNTOLD, LiveCall
 from streamer.logs import write
-from streamer.wire import GoneError, Wire
+from streamer.wire import ClosedError, GoneError, Wire
 
 _log = logging.getLogger("streamer.server")
 
@@ -58,11 +58,6 @@ class LiveConfig:
     send_timeout_s: float = 30.0
     secrets: DialectSecrets = field(default_factory=DialectSecrets)
     refused: Callable[[str], None] = lambda code: None
-
-
-def _stopping() -> PeerError:
-    sentence = "the server is stopping: expected a new call elsewhere, or later"
-    return PeerError(sentence, code="stopping", close_code=CloseCode.GOING_AWAY)
 
 
 class Connection:
@@ -172,6 +167,10 @@ class Connection:
         listening.add_done_callback(lambda _: self._news.set())
         try:
             await self._tell(live, listening)
+        except ClosedError:  # as it does, too, whose peer hung up: that it says itself
+            with suppress(TimeoutError):
+                await asyncio.wait_for(listening, self._config.send_timeout_s)
+            raise
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
@@ -220,9 +219,8 @@ class Connection:
                     await self._take(live, item)
                 since_s = self._clock()
                 inputs = await self._receive()
-                if self._clock() - since_s > _AT_ONCE_S and not (
-                    inputs and isinstance(inputs[-1], End)
-                ):
+                is_end = bool(inputs) and isinstance(inputs[-1], End)
+                if not is_end and self._clock() - since_s > _AT_ONCE_S:
                     await self._rest(live)
         except PeerError as fault:
             if live.is_heard_by(self):
@@ -279,9 +277,7 @@ class Connection:
         """
         message = await self._next_message()
         if message["type"] == "websocket.disconnect":
-            # A close frame has a reason, be it empty; uvicorn calls a broken connection 1005, too.
-            has_hung_up = message["code"] in (1000, 1005) and message.get("reason") is not None
-            raise GoneError(f"disconnected {message['code']}", has_hung_up=has_hung_up)
+            raise GoneError.of(message)
         text, chunk = message.get("text"), message.get("bytes")
         if chunk:
             self._note_life()
@@ -314,7 +310,7 @@ class Connection:
     async def _next_message(self) -> dict[str, Any]:
         """Wait for a message, but not longer than a peer may be silent."""
         if self._is_ending and self._live is None:
-            raise _stopping()
+            raise self._stopping()
         try:
             async with asyncio.timeout_at(self._silent_at_s) as self._receiving:
                 message = await self._socket.receive()
@@ -322,7 +318,7 @@ class Connection:
                 raise TimeoutError
         except TimeoutError:
             if self._is_ending and self._live is None:
-                raise _stopping() from None
+                raise self._stopping() from None
             raise PeerError(
                 f"no audio for {self._config.idle_timeout_s:g} s: expected some, silence too, or "
                 "the end",
@@ -331,6 +327,10 @@ class Connection:
         finally:
             self._receiving = None
         return cast(dict[str, Any], message)
+
+    def _stopping(self) -> PeerError:
+        sentence = "the server is stopping: expected a new call elsewhere, or later"
+        return PeerError(sentence, code="stopping", close_code=CloseCode.GOING_AWAY)
 
     # What goes
 

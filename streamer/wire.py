@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import Any
 
 from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -21,6 +22,17 @@ class GoneError(Exception):
     def __init__(self, reason: str, *, has_hung_up: bool = False) -> None:
         super().__init__(reason)
         self.has_hung_up = has_hung_up
+
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> GoneError:
+        """Return what an ASGI ``websocket.disconnect`` means."""
+        # A close frame has a reason, be it empty; uvicorn calls a broken connection 1005, too.
+        has_hung_up = message["code"] in (1000, 1005) and message.get("reason") is not None
+        return cls(f"disconnected {message['code']}", has_hung_up=has_hung_up)
+
+
+class ClosedError(GoneError):
+    """The connection was found closed; what came before that is still there to be read."""
 
 
 class Wire:
@@ -83,4 +95,4 @@ class Wire:
         except TimeoutError:
             raise GoneError("slow_reader") from None
         except (OSError, RuntimeError, WebSocketDisconnect):  # whatever this server calls it
-            raise GoneError("disconnected") from None
+            raise ClosedError("disconnected") from None

@@ -19,10 +19,19 @@ from websockets.sync.client import ClientConnection
 
 from streamer.audio import AudioFormat
 from streamer.dialects import Start
+from streamer.drivers import recognize
 from streamer.events import Error, Event, Gap, Ready, Summary, Turn, decode_event
 from streamer.records import CallRecord, StoredCall, public_name
 from tests.peers import local
-from tests.scorers import FakeScorer, assert_same_events, cut, encode_audio, make_card, one_turn
+from tests.scorers import (
+    FakeScorer,
+    assert_same_events,
+    cut,
+    encode_audio,
+    make_card,
+    new_call,
+    one_turn,
+)
 from tests.serving import DEADLINE_S, Running, hear_all, is_ack, serving, wait_until
 
 CARD = make_card()
@@ -202,6 +211,27 @@ def test_hanging_up_is_the_end(server: Running, log: pytest.LogCaptureFixture) -
     connection.close()
     over = f"call end session={caller.name}"
     wait_until(lambda: over in log.text, "the call is over")
+    (line,) = [line for line in log.messages if over in line]
+    assert 'reason="disconnected 1000"' in line
+    assert "turns=2" in line, "what was heard counts"
+
+
+def test_who_hangs_up_before_it_is_told_is_heard_out(
+    log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamer.live._REST_S", 2.0)  # its close is read last, after an event
+    scorer, once = FakeScorer(CARD, answer="held"), FakeScorer(CARD)
+    audio = PCM + bytes(2 * 16_000)
+    list(recognize(new_call(PCM16), [audio], once))
+    with serving(scorer) as running:
+        caller = Caller(running, audio)
+        connection = caller.begin()
+        caller.send(connection, len(audio) - 2)
+        wait_until(lambda: scorer.num_held == once.num_scored, "it all waits to be scored")
+        caller.send(connection, 2)
+        connection.close()
+        over = f"call end session={caller.name}"
+        wait_until(lambda: scorer.release() >= 0 and over in log.text, "the call is over")
     (line,) = [line for line in log.messages if over in line]
     assert 'reason="disconnected 1000"' in line
     assert "turns=2" in line, "what was heard counts"
