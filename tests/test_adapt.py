@@ -220,7 +220,7 @@ def test_what_the_teacher_taught_stays_as_it_is(manifest: Path, model: Path) -> 
     cuts = [train.adapt._cut(item, Model.load(model).card) for item in load_manifest(manifest)]
     torch.manual_seed(0)
     voiced = replace(
-        TINY.network, voice_members=1, voice_width=8, voice_channels=8, voice_layers=2, num_rows=26
+        TINY.network, voice_members=1, voice_width=8, voice_channels=8, voice_blocks=2, num_rows=26
     )
     network = build_can(voiced)
     before = {name: value.clone() for name, value in network.state_dict().items()}

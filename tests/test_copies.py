@@ -11,7 +11,7 @@ import soundfile
 from streamer.arrays import Samples
 from tests.made_up_corpus import make_corpus
 from train.conditions import Surroundings
-from train.copies import COPIES, copy_samples, noise_of, noise_utterances
+from train.copies import COPIES, VOICES, copy_samples, noise_of, noise_utterances, played
 from train.corpora import CorpusError, Utterance, read_samples
 
 
@@ -123,3 +123,24 @@ def test_speed_takes_pitch_along(tmp_path: Path) -> None:
     fast = copy_samples(utterance, "fast", Surroundings())
     peak = np.argmax(np.abs(np.fft.rfft(fast))) * 16_000 / len(fast)
     assert 208.0 < peak < 234.0
+
+
+def test_made_voices_have_pitch_and_tempo_of_their_own(tmp_path: Path) -> None:
+    """Of twenty tones of 1 s, at 200 Hz, in each voice: both are drawn, and apart."""
+    tone = np.sin(2 * np.pi * 200 * np.arange(16_000) / 16_000).astype(np.float32) * 0.5
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone, 16_000)
+    pitches, tempi = [], []
+    for number in range(20):
+        utterance = Utterance(
+            path=path, corpus="x", speaker="y", label=None, duration_s=1.0, name=f"{number}"
+        )
+        for voice in VOICES:
+            made = played(utterance, voice)
+            spectrum = np.abs(np.fft.rfft(made * np.hanning(len(made)), 1 << 18))
+            pitches.append(np.argmax(spectrum) * 16_000 / (1 << 18) / 200)
+            tempi.append(16_000 / len(made))
+    assert 0.77 < min(pitches) < 0.85 and 1.2 < max(pitches) < 1.29
+    assert 0.79 < min(tempi) < 0.86 and 1.18 < max(tempi) < 1.31  # less than a piece is lost
+    assert abs(np.corrcoef(np.log(pitches), np.log(tempi))[0, 1]) < 0.35
+    assert len({round(float(pitch), 3) for pitch in pitches}) > 30, "each voice draws anew"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from train import groundwork
 from train.checkpoint import load_checkpoint
 from train.committee import Committee
 from train.config import DistillConfig, FitConfig, StatisticsFitConfig
-from train.dataset import NormalizedClip
+from train.copies import VOICES
+from train.dataset import Clip, NormalizedClip, load_clips, normalize_clips
 from train.distill import distill
 from train.folds import FoldsConfig, fit_fold
 from train.material import Material, prepare
@@ -38,8 +40,7 @@ CONFIG: FitConfig = replace(
         voice_members=2,
         voice_width=16,
         voice_channels=16,
-        voice_layers=3,
-        voice_cells=8,
+        voice_blocks=3,
         num_frames=48,
     ),
     window=WindowConfig(num_frames=48, first_frames=24),
@@ -171,6 +172,57 @@ def test_a_fold_teaches_it_once_and_its_refit_takes_it_over(
         assert torch.equal(weight, second.voice.encoder.state_dict()[name]), name
     one, other = (net.voice.members[0].classifier.weight for net in (first, second))  # type: ignore[union-attr]
     assert not torch.equal(one, other)  # type: ignore[arg-type]
+
+
+def test_made_voices_are_heard_by_the_encoder_alone(
+    split: Split, material: Material, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    heard: list[Material] = []
+
+    def load(_: list[object], copy: str, features: FeatureConfig, place: Path) -> States:
+        asked.append(copy)
+        clips = load_clips(split.utterances, copy, features, CONFIG.window, place)
+        return {clip.utterance.utterance_id: told(one) for clip, one in normalized(clips)}
+
+    def normalized(clips: list[Clip]) -> list[tuple[Clip, NormalizedClip]]:
+        return list(zip(clips, normalize_clips(clips, None, "cold", 1), strict=True))
+
+    def watched(encoder: VoiceEncoder, given: Material, *rest: Any) -> float:
+        heard.append(given)
+        return distill(encoder, given, *rest)
+
+    monkeypatch.setattr(groundwork, "load_states", load)
+    monkeypatch.setattr(groundwork, "distill", watched)
+    config = replace(CONFIG, distill=replace(CONFIG.distill, epochs=1, voices=2))
+    network = groundwork.build(material, config)
+    notes: list[str] = []
+    groundwork.lay_groundwork(
+        network,
+        material,
+        config,
+        groundwork.Taught(None, cache, split.utterances, cache, notes.append, lambda _: None),
+    )
+    assert asked == ["clean", "slow", "voice1", "voice2"]
+    assert set(heard[0].train) - set(material.train) == {("voice1", "cold"), ("voice2", "cold")}
+    ids = [clip.utterance.utterance_id for clip in material.train["clean", "cold"]]
+    for voice in ("voice1", "voice2"):
+        made = heard[0].train[voice, "cold"]
+        assert [clip.utterance.utterance_id for clip in made] == ids
+        assert len({len(clip.frames) for clip in made}) > 1, "tempi differ"
+    assert "voice1" not in config.shares and "voice1" in config.copies_taught
+    assert len(notes) == 1
+
+
+def test_without_a_voice_encoder_no_copy_is_taught() -> None:
+    plain = replace(CONFIG, network=replace(CONFIG.network, voice_members=0, voice_channels=0))
+    assert plain.copies_taught == ()
+
+
+@pytest.mark.parametrize("voices", [-1, len(VOICES) + 1])
+def test_more_voices_than_there_are_are_refused(voices: int) -> None:
+    with pytest.raises(ConfigError, match=rf"distill\.voices {voices}: expected 0 to 4"):
+        DistillConfig(voices=voices)
 
 
 def test_windows_that_are_no_whole_steps_are_refused(material: Material) -> None:

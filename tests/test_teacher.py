@@ -19,7 +19,7 @@ from tests.made_up_corpus import make_corpus
 from tests.made_up_teacher import model
 from train import teacher as module
 from train.conditions import Surroundings
-from train.copies import COPIES, copy_samples, played
+from train.copies import COPIES, VOICES, copy_samples, played
 from train.corpora import Utterance, read_samples
 from train.teacher import NUM_TOLD, Teacher, cache_states, copy_heard, first_layers, load_states
 
@@ -118,7 +118,8 @@ def test_its_level_does_not_matter(teacher: Teacher) -> None:
 
 @pytest.mark.parametrize("copy", COPIES)
 def test_of_a_spoilt_copy_it_hears_the_speech_itself(copy: str) -> None:
-    assert copy_heard(copy) == (copy if copy in ("slow", "fast") else "clean")
+    own = ("slow", "fast", *VOICES)
+    assert copy_heard(copy) == (copy if copy in own else "clean")
 
 
 def test_what_is_played_is_the_copy_before_any_line(utterances: list[Utterance]) -> None:
@@ -130,6 +131,10 @@ def test_what_is_played_is_the_copy_before_any_line(utterances: list[Utterance])
             assert (len(before) > len(read_samples(utterance))) == longer
             after = copy_samples(utterance, copy, Surroundings())
             assert abs(len(after) - len(before)) <= 2, "the same speed"
+            same.append(len(after) == len(before) and np.array_equal(after, before))
+        for copy in VOICES:
+            before, after = played(utterance, copy), copy_samples(utterance, copy, Surroundings())
+            assert abs(len(after) - len(before)) <= 2
             same.append(len(after) == len(before) and np.array_equal(after, before))
     assert 0.3 < np.mean(same) < 1.0, "a third goes over a line"
 

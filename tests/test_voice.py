@@ -16,7 +16,7 @@ from streamer.errors import ConfigError
 from tests.test_committee import SMALL
 from train.can_config import CanConfig
 from train.committee import Committee, build_can
-from train.voice import NUM_STATES, VoiceEncoder, VoiceNetworks
+from train.voice import NUM_STATES, EncoderBlock, VoiceEncoder, VoiceNetworks
 
 CONFIG = replace(
     SMALL,
@@ -26,8 +26,7 @@ CONFIG = replace(
     voice_members=2,
     voice_width=12,
     voice_channels=8,
-    voice_layers=3,
-    voice_cells=4,
+    voice_blocks=3,
 )
 
 
@@ -62,27 +61,31 @@ def test_features_are_put_on_their_scale_first() -> None:
         torch.testing.assert_close(scaled(windows()), expected)
 
 
-def test_every_layer_adds_to_what_it_was_given() -> None:
-    """With the layers after the first silenced, they change nothing."""
-    encoder = VoiceEncoder(CONFIG, None, None).eval()
-    conv = encoder.conv
+def test_a_block_begins_as_nothing_and_adds_to_what_it_was_given() -> None:
+    torch.manual_seed(0)
+    block = EncoderBlock(8, 2).eval()
+    x = torch.randn(2, 8, 1, 30)
     with torch.inference_mode():
-        for block in conv.blocks:
-            block[1].weight.zero_()  # type: ignore[index]
-            block[1].bias.zero_()  # type: ignore[index]
-        x = windows()
-        torch.testing.assert_close(conv(x), conv.first(x.flatten(1, 2)).transpose(1, 2))
+        assert torch.equal(block(x), x)
+        block.last_norm.weight.fill_(1.0)
+        silenced = block(x) - x
+        assert silenced.abs().mean() > 0.01
+        block.narrow.weight.zero_()
+        assert torch.equal(block(x), x)
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_layer_reaches_twice_as_far_as_the_one_before(number: int) -> None:
-    encoder = VoiceEncoder(CONFIG, None, None).eval()
-    block = encoder.conv.blocks[number]
-    x = torch.zeros(1, 8, 61)
-    silent = block(x)
-    x[0, :, 30] = 1.0
-    reached = (block(x) - silent).abs().sum((0, 1)).nonzero().flatten() - 30
-    assert reached.min() == -2 * 2**number and reached.max() == 2 * 2**number
+@pytest.mark.parametrize("number", range(4))
+def test_blocks_reach_further_and_further_in_turn(number: int) -> None:
+    encoder = VoiceEncoder(replace(CONFIG, voice_blocks=4), None, None).eval()
+    block = encoder.blocks[number]
+    assert isinstance(block, EncoderBlock)
+    with torch.inference_mode():
+        block.last_norm.weight.fill_(1.0)
+        x = torch.zeros(1, 8, 1, 61)
+        silent = block(x)
+        x[0, :, 0, 30] = 1.0
+        reached = (block(x) - silent).abs().sum((0, 1, 2)).nonzero().flatten() - 30
+    assert reached.max() == -reached.min() == 3 * (1, 2, 4, 1)[number]
 
 
 def test_what_members_are_told_is_mean_and_deviation_of_the_states() -> None:
@@ -155,14 +158,9 @@ def test_without_statistics_the_gate_hears_the_voice() -> None:
         {"voice_channels": 0},
         {"voice_members": 17},
         {"voice_channels": -1},
-        {"voice_layers": 1},
+        {"voice_blocks": 0},
     ],
 )
 def test_members_without_an_encoder_and_the_reverse_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"members over a voice encoder of .*: expected"):
         replace(CONFIG, **changes)  # type: ignore[arg-type]
-
-
-def test_layers_of_different_width_cannot_be_added() -> None:
-    with pytest.raises(ConfigError, match=r"conv_channels is \(4, 8\): expected the same number"):
-        CanConfig(front="residual", conv_channels=(4, 8))

@@ -249,10 +249,11 @@ def _fill_cache(
 ) -> None:
     """Compute what features are not there yet, under a bar of its own."""
     surroundings = find_surroundings(config, _aux(options))
-    parts = [(list(utterances), condition) for condition in config.shares]
+    copies = dict.fromkeys((*config.shares, *config.copies_taught))
+    parts = [(list(utterances), copy) for copy in copies]
     if config.noise_alone:
         parts.append((list(noise_utterances(surroundings)), "clean"))
-    heard = {copy_heard(copy) for copy in config.shares if config.network.voice_members}
+    heard = {copy_heard(copy) for copy in config.copies_taught}
     with progress_bar(console) as progress:
         task = progress.add_task("features", total=sum(len(part) for part, _ in parts))
         for part, condition in parts:

@@ -81,48 +81,7 @@ class TemporalStack(nn.Module):
         return f0.transpose(1, 2)
 
 
-class ResidualStack(nn.Module):
-    """Convolutions along time as in TemporalStack, added to what they were given but for the first.
-
-    Each is twice as wide apart as the one before (van den Oord et al. 2016, dilated convolutions;
-    He et al. 2016, residual ones). (n, c, num_rows, T) -> F0 (n, T / time_stride, channels).
-    """
-
-    def __init__(self, config: CanConfig) -> None:
-        super().__init__()
-        channels, size = config.conv_channels[0], 5
-        width = len(config.kept_features) * len(config.heard_rows)
-        self.first = nn.Sequential(
-            nn.Conv1d(width, channels, size, config.time_stride, padding=size // 2, bias=False),
-            nn.BatchNorm1d(channels),
-            nn.ReLU(inplace=True),
-        )
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv1d(
-                    channels,
-                    channels,
-                    size,
-                    padding=size // 2 * 2**number,
-                    dilation=2**number,
-                    bias=False,
-                ),
-                nn.BatchNorm1d(channels),
-                nn.ReLU(inplace=True),
-                nn.Dropout(config.dropout / 2),
-            )
-            for number in range(len(config.conv_channels) - 1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve a batch of normalised features into F0."""
-        f0: Tensor = self.first(x.flatten(1, 2))
-        for block in self.blocks:
-            f0 = f0 + block(f0)
-        return f0.transpose(1, 2)
-
-
-_FRONTS = {"paper": ConvStack, "temporal": TemporalStack, "residual": ResidualStack}
+_FRONTS = {"paper": ConvStack, "temporal": TemporalStack}
 
 
 class ChannelAttention(nn.Module):

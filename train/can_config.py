@@ -29,9 +29,7 @@ class CanConfig:
     num_frames: int = 200  # frames in a window of 2 s; the weights themselves do not depend on it
     # "paper" is Table 1, a picture of rows and frames. "temporal" convolves along time alone, with
     # the rows as channels: neighbouring cepstra are no neighbours as neighbouring pixels are.
-    # "residual" does so too, every layer but the first with a skip connection and twice as wide
-    # apart as the one before, so that a step hears the second around it.
-    front: Literal["paper", "temporal", "residual"] = "paper"
+    front: Literal["paper", "temporal"] = "paper"
     conv_channels: tuple[int, ...] = (8, 16, 32, 64)  # Table 1; the last one is the (26, 1) layer
     time_stride: int = 1  # frames a step of the first layer; not with "paper"
     # Table 1 names no activation. With one after the last layer, the ReLU on F3 is idle.
@@ -65,14 +63,12 @@ class CanConfig:
     statistics_width: int = 256
     statistics_range_db: float = 0.0
     gate_width: int = 0
-    # Networks told what one of the CAN's body hears as its teacher does, see train/voice.py:
-    # of `voice_width` cells; the body has `voice_layers` convolutions of `voice_channels` (0: there
-    # is none) and a BLSTM of `voice_cells` a direction.
+    # Networks of `voice_width` cells that are told what an encoder hears, as a larger network does,
+    # see train/voice.py: it has `voice_blocks` of `voice_channels` (0: there is none).
     voice_members: int = 0
     voice_width: int = 224
     voice_channels: int = 0
-    voice_layers: int = 5
-    voice_cells: int = 64
+    voice_blocks: int = 8
     # What is heard of a window: its first coefficients (0: all) and every row below them; and with
     # a floor under its spectrum, in dB under the loudest (0: none; see train/floor.py). A
     # committee's CANs, and its networks of statistics, have these floors in turn.
@@ -93,16 +89,10 @@ class CanConfig:
             )
         if any(size % 2 == 0 for size in self.spatial_kernel):
             raise ConfigError(f"spatial_kernel is {self.spatial_kernel}: expected odd sizes")
-        fronts = ("paper", "temporal", "residual")
-        if self.front not in fronts or not 1 <= self.time_stride <= 8:
+        if self.front not in ("paper", "temporal") or not 1 <= self.time_stride <= 8:
             raise ConfigError(
-                f"front {self.front!r}, time_stride {self.time_stride}: expected 'paper', "
-                "'temporal' or 'residual', and 1 to 8"
-            )
-        if self.front == "residual" and len(set(self.conv_channels)) > 1:
-            raise ConfigError(
-                f"conv_channels is {self.conv_channels}: expected the same number in each layer, "
-                "as what a layer skips is added to what it makes"
+                f"front {self.front!r}, time_stride {self.time_stride}: expected 'paper' or "
+                "'temporal', and 1 to 8"
             )
         if self.front == "paper" and self.time_stride != 1:
             raise ConfigError(
@@ -143,11 +133,11 @@ class CanConfig:
         if bool(self.voice_members) != bool(self.voice_channels) or not (
             0 <= self.voice_members <= 16
             and 0 <= self.voice_channels <= 1024
-            and 2 <= self.voice_layers <= 8
+            and 1 <= self.voice_blocks <= 32
         ):
             raise ConfigError(
-                f"{self.voice_members} members over a voice encoder of {self.voice_layers} layers "
-                f"of {self.voice_channels}: expected 1 to 16 over 2 to 8, or none of either"
+                f"{self.voice_members} members over a voice encoder of {self.voice_blocks} blocks "
+                f"of {self.voice_channels}: expected 1 to 16 over 1 to 32, or none of either"
             )
         if not 0.0 <= self.statistics_range_db <= 100.0:
             raise ConfigError(

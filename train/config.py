@@ -16,7 +16,7 @@ from streamer.features import FeatureConfig
 from streamer.windows import WindowConfig
 from train.augment import AugmentConfig
 from train.can_config import CanConfig
-from train.copies import CHANGED
+from train.copies import CHANGED, VOICES
 from train.loss import JointLossConfig
 
 
@@ -47,15 +47,25 @@ class StatisticsFitConfig:
 class DistillConfig:
     """How a voice encoder learns from the teacher, see ``train.distill``: AdamW, one cycle.
 
-    Before that, for ``listening_epochs``, labels choose what of that is worth learning
-    (``train.emphasis``).
+    It hears the copies that have a share of a training's draws, and of each utterance so many made
+    ``voices`` (``train.copies``). Before that, for ``listening_epochs``, labels choose what of the
+    teacher is worth learning (``train.emphasis``); and after it so many ``strangers`` learn, each
+    without its part of the speakers (``train.strangers``).
     """
 
     epochs: int = 40
     listening_epochs: int = 36
+    voices: int = 0
+    strangers: int = 0
     batch_size: int = 32
     learning_rate: float = 4e-3
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.voices <= len(VOICES):
+            raise ConfigError(f"distill.voices {self.voices}: expected 0 to {len(VOICES)}")
+        if not (self.strangers == 0 or 2 <= self.strangers <= 8):
+            raise ConfigError(f"distill.strangers {self.strangers}: expected 0, or 2 to 8")
 
 
 _PARTS: dict[str, Any] = {
@@ -168,6 +178,12 @@ class FitConfig:
         others = {name: float(getattr(self, name)) for name in CHANGED}
         shares = {"clean": 1.0 - sum(others.values()), **others}
         return {name: share for name, share in shares.items() if share > 0.0 or name == "clean"}
+
+    @property
+    def copies_taught(self) -> tuple[str, ...]:
+        """Copies that a voice encoder hears, or none where the network has no such part."""
+        voices = VOICES[: self.distill.voices]
+        return (*self.shares, *voices) if self.network.voice_members else ()
 
     @property
     def num_epochs(self) -> int:

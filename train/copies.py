@@ -3,8 +3,11 @@
 ``telephone`` sends it over the public network (300 to 3400 Hz), ``voip`` over the internet, which
 keeps what is lower: both at 8 kHz in G.711. ``slow`` and ``fast`` play it at 0.86 to 0.95 and 1.05
 to 1.16 of its speed, pitch and all, as another speaker's (a third of them over either network);
-``noise`` adds a noise 5 to 25 dB below it, ``room`` plays it in a room. Each utterance has one copy
-of a kind, whose draws follow from its id.
+``noise`` adds a noise 5 to 25 dB below it, ``room`` plays it in a room. VOICES are further from who
+spoke: pitch and formants at 0.78 to 1.28 of theirs, and a tempo of its own, 0.8 to 1.25 (a third of
+them over a network, too). Nobody knows whether that still sounds as what was felt, so labels go
+with none of them; what a teacher says of them is as true as of any other voice. Each utterance has
+one copy of a kind, whose draws follow from its id.
 """
 
 from __future__ import annotations
@@ -19,13 +22,20 @@ from train.conditions import Surroundings, by_telephone, in_noise, in_room, soun
 from train.corpora import CorpusError, Utterance, read_samples
 from train.splits import NUM_FOLDS
 from train.telephone import telephone
+from train.tempo import change_tempo
 
 CHANGED = ("telephone", "slow", "fast", "noise", "room", "voip")
-COPIES = ("clean", *CHANGED)
+VOICES = ("voice1", "voice2", "voice3", "voice4")
+"""Copies for a voice encoder alone; see ``train.distill``."""
+COPIES = ("clean", *CHANGED, *VOICES)
 NOISE_CORPUS = "noise"
 """Corpus of the utterances that are noise and nothing else."""
 
 _SPEEDS = {"slow": (0.86, 0.95), "fast": (1.05, 1.16)}
+ANOTHERS = (*_SPEEDS, *VOICES)
+"""Copies that are another voice's, before line, room and noise."""
+
+_PITCHES, _TEMPI = (0.78, 1.28), (0.8, 1.25)
 _SNR_DB = (5.0, 25.0)
 _TELEPHONE_SHARE = 0.3
 
@@ -47,8 +57,8 @@ def copy_samples(utterance: Utterance, copy: str, surroundings: Surroundings) ->
         return by_telephone(samples, law)
     if copy == "voip":
         return telephone(samples, law)
-    if copy in _SPEEDS:
-        other = _at_another_speed(samples, copy, rng)
+    if copy in ANOTHERS:
+        other = _in_another_voice(samples, copy, rng)
         if rng.random() >= _TELEPHONE_SHARE:
             return other
         return telephone(other, law) if rng.random() < 0.5 else by_telephone(other, law)
@@ -67,16 +77,23 @@ def played(utterance: Utterance, copy: str) -> Samples:
         CorpusError: the audio cannot be read.
     """
     samples = read_samples(utterance)
-    if copy not in _SPEEDS:
+    if copy not in ANOTHERS:
         return samples
     rng = np.random.default_rng([_seed(utterance), COPIES.index(copy)])
     rng.integers(2)  # the line's law, which copy_samples draws first
-    return _at_another_speed(samples, copy, rng)
+    return _in_another_voice(samples, copy, rng)
 
 
-def _at_another_speed(samples: Samples, copy: str, rng: np.random.Generator) -> Samples:
-    percent = round(100 * rng.uniform(*_SPEEDS[copy]))
-    other: Samples = resample_poly(samples, 100, percent).astype(np.float32)
+def _in_another_voice(samples: Samples, copy: str, rng: np.random.Generator) -> Samples:
+    if copy in _SPEEDS:
+        return _at_speed(samples, rng.uniform(*_SPEEDS[copy]))
+    pitch, tempo = (np.exp(rng.uniform(*np.log(bounds))) for bounds in (_PITCHES, _TEMPI))
+    return change_tempo(_at_speed(samples, pitch), tempo / pitch)
+
+
+def _at_speed(samples: Samples, speed: float) -> Samples:
+    """Play samples at so many times their speed, to a hundredth."""
+    other: Samples = resample_poly(samples, 100, round(100 * speed)).astype(np.float32)
     return other
 
 

@@ -4,12 +4,13 @@ Hidden states as targets (as FitNets, Romero et al. 2015), or rather what matter
 (``train.emphasis``): there are 64 numbers every 40 ms, where a label is one of four every two
 seconds, and they are the same function of speech for everybody, so that what is learnt from
 training speakers holds for those who were not heard. Of copies that a line, a room or a noise has
-spoilt it learns what the teacher says of the speech itself.
+spoilt it learns what the teacher says of the speech itself. The teacher is not asked for feelings,
+so it can be asked of voices that nobody has, too: each utterance is heard in a few of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,16 +42,21 @@ def distill(
     states: Mapping[str, States],
     config: FitConfig,
     advance: Callable[[float], None] = lambda share: None,
+    *,
+    without: Collection[str] = (),
 ) -> float:
     """Teach an encoder; return the last epoch's mean squared error, of states of deviation 1.
 
-    ``states`` are the teacher's by copy. AdamW, one cycle; every copy is drawn as often as another.
+    ``states`` are the teacher's by copy; speakers ``without`` are not heard. AdamW, one cycle;
+    every copy is drawn as often as another.
 
     Raises:
         ConfigError: fewer utterances than a batch has, or windows that are no whole steps.
     """
     settings = config.distill
-    num_steps = _num_steps(material, config)
+    clips = material.train["clean", "cold"][: material.num_speech]
+    heard = [row for row, clip in enumerate(clips) if clip.utterance.speaker_id not in without]
+    num_steps = _num_steps(len(heard), config)
     torch.manual_seed(config.seed)
     rng = np.random.default_rng([config.seed, NUM_STATES])
     mean, deviation = scale_of(states, material)
@@ -62,7 +68,7 @@ def distill(
     encoder.train()
     error = 0.0
     for epoch in range(settings.epochs):
-        order, total = rng.permutation(material.num_speech), 0.0
+        order, total = rng.permutation(heard), 0.0
         for step in range(num_steps):
             rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
             loss = _loss(encoder, _draw(rows, material, states, scale, config, rng), config)
@@ -78,7 +84,7 @@ def distill(
     return error
 
 
-def _num_steps(material: Material, config: FitConfig) -> int:
+def _num_steps(num_utterances: int, config: FitConfig) -> int:
     """Batches in an epoch."""
     settings = config.distill
     if config.window.num_frames % FRAMES_A_STEP:
@@ -86,10 +92,10 @@ def _num_steps(material: Material, config: FitConfig) -> int:
             f"windows of {config.window.num_frames} frames: expected a multiple of {FRAMES_A_STEP},"
             " the frames of a voice encoder's step"
         )
-    num_steps = material.num_speech // settings.batch_size
+    num_steps = num_utterances // settings.batch_size
     if not num_steps:
         raise ConfigError(
-            f"distill.batch_size {settings.batch_size} with {material.num_speech} utterances: "
+            f"distill.batch_size {settings.batch_size} with {num_utterances} utterances: "
             "expected so many at least"
         )
     return num_steps
@@ -129,7 +135,7 @@ def _draw(
     """
     num_frames = config.window.num_frames
     level = AugmentConfig(level_db=config.augment.level_db)
-    copies = list(config.shares)
+    copies = [copy for copy, start in material.train if start == "cold"]
     windows = np.empty((len(rows), 3, config.features.num_rows, num_frames), np.float32)
     said = np.empty((len(rows), num_frames // FRAMES_A_STEP, NUM_STATES), np.float32)
     is_heard = np.zeros((len(rows), num_frames // FRAMES_A_STEP), np.float32)

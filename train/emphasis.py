@@ -24,7 +24,7 @@ from train.material import Material
 from train.objective import objective
 from train.schedule import one_cycle
 from train.statistics_network import StatisticsMember
-from train.teacher import States
+from train.teacher import States, copy_heard
 from train.voice import NUM_STATES
 
 _WIDTH = 128
@@ -60,9 +60,10 @@ def emphasize(
 ) -> dict[str, States]:
     """Return 64 numbers a step of what the teacher says of training speech, by copy: (n, 64) each.
 
-    The same for a seed.
+    Chosen on copies that labels go with. The same for a seed.
     """
-    scaled, num_states = _Scaled(states, material), _num_states(states)
+    labelled = sorted({copy_heard(copy) for copy in config.shares})
+    scaled, num_states = _Scaled(states, material, labelled), _num_states(states)
     batch_size = min(_BATCH_SIZE, material.num_speech)
     num_steps = material.num_speech // batch_size
     torch.manual_seed(config.seed)
@@ -95,9 +96,11 @@ def emphasize(
 class _Scaled:
     """The teacher's states, of mean 0 and deviation 1 over training speakers' clean speech."""
 
-    def __init__(self, states: Mapping[str, States], material: Material) -> None:
+    def __init__(
+        self, states: Mapping[str, States], material: Material, copies: Sequence[str]
+    ) -> None:
         self._clips: dict[str, Sequence[NormalizedClip]] = {
-            copy: material.train[copy, "cold"][: material.num_speech] for copy in states
+            copy: material.train[copy, "cold"][: material.num_speech] for copy in copies
         }
         self._states = states
         self._mean, self._deviation = scale_of(states, material)
@@ -112,7 +115,7 @@ class _Scaled:
         """Draw a window of each clip's turns, of a copy: (n, num_steps, s), (n, num_steps)."""
         heard = np.zeros((len(rows), num_steps, len(self._mean)), np.float32)
         is_there = np.zeros((len(rows), num_steps), np.float32)
-        copies = list(self._states)
+        copies = list(self._clips)
         for place, row in enumerate(rows):
             copy = copies[int(rng.integers(len(copies)))]
             clip = self._clips[copy][row]

@@ -16,20 +16,33 @@ from train.can import CascadedAttentionNetwork
 from train.checkpoint import read_weights
 from train.committee import Committee, build_can
 from train.config import FitConfig
+from train.copies import VOICES
 from train.corpora import Utterance
+from train.dataset import load_clips, normalize_clips
 from train.distill import distill
 from train.emphasis import emphasize
 from train.material import Material, draw_epoch
 from train.statistics_fit import fit_statistics
+from train.strangers import (
+    FILE_NAME,
+    Stranger,
+    read_strangers,
+    teach_strangers,
+    write_strangers,
+)
 from train.teacher import copy_heard, load_states
 from train.voice import VoiceEncoder
 
 
 @dataclass(frozen=True)
 class Taught:
-    """Where a voice encoder comes from: the checkpoint ``encoder`` if any, or the teacher."""
+    """Where a voice encoder comes from: the checkpoint ``encoder`` if any, or the teacher.
+
+    Its strangers are in that checkpoint's folder, or will be in ``folder``.
+    """
 
     encoder: Path | None
+    folder: Path
     utterances: Sequence[Utterance]
     cache: Path
     note: Callable[[str], None]
@@ -57,24 +70,48 @@ def lay_groundwork(
     _set_floored_scales(network, material, config)
     if not isinstance(network, Committee):
         return
+    strangers: list[Stranger] = []
     if network.voice is not None:
-        _teach_encoder(network.voice.encoder, material, config, taught)
+        strangers = _teach_encoder(network.voice.encoder, material, config, taught)
     for group in network.groups:
-        fit_statistics(group, material, config)
+        fit_statistics(group, material, config, strangers if group is network.voice else ())
 
 
 def _teach_encoder(
     encoder: VoiceEncoder, material: Material, config: FitConfig, taught: Taught
-) -> None:
+) -> list[Stranger]:
+    """Teach an encoder, or take it over; return the strangers that go with it."""
     if taught.encoder is not None:
         _take_over(encoder, taught.encoder)
-        return
+        path = taught.encoder.parent / FILE_NAME
+        return read_strangers(path, config) if config.distill.strangers else []
     states = {
         copy: load_states(taught.utterances, copy, config.features, taught.cache)
-        for copy in sorted({copy_heard(copy) for copy in config.shares})
+        for copy in sorted({copy_heard(copy) for copy in config.copies_taught})
     }
-    error = distill(encoder, material, emphasize(states, material, config), config, taught.advance)
+    heard = _with_voices(material, config, taught)
+    said = emphasize(states, heard, config)
+    whole = 2.0 if config.distill.strangers else 1.0  # they cost about as much as it does
+    error = distill(encoder, heard, said, config, lambda share: taught.advance(share / whole))
     taught.note(f"its voice encoder has learnt from the teacher: mean squared error {error:.3f}")
+    strangers = teach_strangers(
+        heard, said, config, lambda share: taught.advance((1.0 + share) / whole)
+    )
+    if strangers:
+        write_strangers(strangers, taught.folder / FILE_NAME)
+    return strangers
+
+
+def _with_voices(material: Material, config: FitConfig, taught: Taught) -> Material:
+    """Add what training speakers say in the voices that are made for the encoder alone."""
+    train = dict(material.train)
+    ids = [clip.utterance.utterance_id for clip in train["clean", "cold"][: material.num_speech]]
+    for voice in VOICES[: config.distill.voices]:
+        clips = load_clips(taught.utterances, voice, config.features, config.window, taught.cache)
+        by_id = {clip.utterance.utterance_id: clip for clip in clips}
+        chosen = [by_id[key] for key in ids]
+        train[voice, "cold"] = normalize_clips(chosen, material.normalization, "cold", config.seed)
+    return replace(material, train=train)
 
 
 def _take_over(encoder: VoiceEncoder, path: Path) -> None:

@@ -39,7 +39,7 @@ from train.schedule import one_cycle
 from train.splits import Split
 from train.truth import mix
 
-_BEFORE = 0.4
+_BEFORE = 0.6
 """Share of a fit's work that is done when its voice encoder has learnt, where there is one."""
 
 _SEEDS_APART = 1000
@@ -205,7 +205,9 @@ def fit(
     network = build(material, config)
     before = _BEFORE if isinstance(network, Committee) and network.voice is not None else 0.0
     if not (folder / "last.pt").is_file():  # else all of it is in the checkpoint
-        taught = Taught(encoder, split.utterances, cache, note, lambda at: advance(before * at))
+        taught = Taught(
+            encoder, folder, split.utterances, cache, note, lambda s: advance(before * s)
+        )
         lay_groundwork(network, material, config, taught)
     learners = _begin(network, material, config, device)
     state = _resume(folder / "last.pt", config, learners)
@@ -217,8 +219,7 @@ def fit(
         if is_best:
             _write(folder / "best.pt", contents)
         _write(folder / "last.pt", {**contents, "learners": learners.state(), "state": state})
-        with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        _append(line, folder / "log.jsonl")
         report(line)
     advance(1.0)
     return dict(state)
@@ -346,6 +347,11 @@ def _resume(path: Path, config: FitConfig, learners: Learners) -> dict[str, Any]
     learners.load(stored["learners"])
     state: dict[str, Any] = stored["state"]
     return state
+
+
+def _append(line: dict[str, Any], path: Path) -> None:
+    with path.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,12 +28,17 @@ from train.material import Material
 from train.objective import objective
 from train.schedule import one_cycle
 from train.statistics_network import SpeechGate, StatisticsGroup
+from train.strangers import Stranger
 from train.truth import mix
 
 _WINDOWS_PER_CLIP = 3
 """Of each copy of a clip, evenly over the windows that a turn's answer comes from."""
 _WINDOWS_PER_NOISE = 8
 _CHUNK = 128
+_Hear: TypeAlias = Callable[[Tensor], Tensor]
+"""Windows (n, 3, num_rows, T), over their floor, to statistics (n, num_inputs)."""
+_Cut: TypeAlias = Callable[[Sequence[int]], Iterable[tuple[int, WindowFeatures]]]
+"""Rows of a material's clips to windows of theirs, and whose they are."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,17 @@ class Sample:
     num_speech: int
 
 
-def fit_statistics(networks: StatisticsGroup, material: Material, config: FitConfig) -> None:
-    """Train every member of ``networks``, which then stay as they are; the same for a seed."""
-    sample = _sample(networks, material, config)
+def fit_statistics(
+    networks: StatisticsGroup,
+    material: Material,
+    config: FitConfig,
+    strangers: Sequence[Stranger] = (),
+) -> None:
+    """Train every member of ``networks``, which then stay as they are; the same for a seed.
+
+    They are told of training speakers by ``strangers``, too, who have not heard them.
+    """
+    sample = _sample(networks, material, config, strangers)
     _set_scale(networks, sample)
     with torch.no_grad():
         inputs = networks.standardize(sample.statistics)
@@ -60,66 +75,83 @@ def fit_statistics(networks: StatisticsGroup, material: Material, config: FitCon
     networks.requires_grad_(requires_grad=False)
 
 
-def _sample(networks: StatisticsGroup, material: Material, config: FitConfig) -> Sample:
+def _sample(
+    networks: StatisticsGroup,
+    material: Material,
+    config: FitConfig,
+    strangers: Sequence[Stranger],
+) -> Sample:
     """Take statistics of cold windows in all conditions; noise alone is drawn by its own share."""
     rng = np.random.default_rng(config.seed)
     anywhere = config.statistics.anywhere
-    parts, owners, probabilities = [], [], []
+    clips = material.train["clean", "cold"]
+    noises = range(material.num_speech, len(clips))
+    ears: list[tuple[_Hear, Sequence[int]]] = [(networks.statistics, range(material.num_speech))]
+    for one in strangers:
+        ears.append((one.statistics, [row for row in ears[0][1] if one.is_new_to(clips[row])]))
+    parts: list[Tensor] = []
+    owners, probabilities = [], []
 
-    def add(windows: Iterable[tuple[int, WindowFeatures]], share: float, start: int = 0) -> None:
+    def add(cut: _Cut, share: float, hearing: Sequence[tuple[_Hear, Sequence[int]]]) -> None:
         """Let windows be drawn with a share in all, each clip as often as another."""
-        statistics, rows = _statistics_of(networks, windows)
+        taken = [_statistics_of(networks, hear, cut(rows)) for hear, rows in hearing]
+        rows = np.concatenate([whose for _, whose in taken])
         clips, counts = np.unique(rows, return_inverse=True, return_counts=True)[1:]
-        parts.append(statistics)
-        owners.append(rows + start)
+        parts.extend(statistics for statistics, _ in taken)
+        owners.append(rows)
         probabilities.append(share / counts[clips] / len(counts))
 
     for condition, share in config.shares.items():
-        clips = material.train[condition, "cold"][: material.num_speech]
-        add(_answers(clips, config, _WINDOWS_PER_CLIP), share * (1.0 - anywhere))
+        heard = material.train[condition, "cold"]
+        add(partial(_answers, heard, config, _WINDOWS_PER_CLIP), share * (1.0 - anywhere), ears)
         if anywhere:
-            add(_anywhere(clips, config, rng), share * anywhere)
+            add(partial(_anywhere, heard, config, rng), share * anywhere, ears)
     num_speech = sum(map(len, owners))
-    noises = material.train["clean", "cold"][material.num_speech :]
     if noises and config.noise_alone:
-        add(_answers(noises, config, _WINDOWS_PER_NOISE), config.noise_alone, material.num_speech)
+        cut = partial(_answers, clips, config, _WINDOWS_PER_NOISE)
+        add(cut, config.noise_alone, [(networks.statistics, noises)])
     chances = np.concatenate(probabilities)
     return Sample(torch.cat(parts), np.concatenate(owners), chances / chances.sum(), num_speech)
 
 
 def _answers(
-    clips: Sequence[NormalizedClip], config: FitConfig, most: int
+    clips: Sequence[NormalizedClip], config: FitConfig, most: int, rows: Sequence[int]
 ) -> Iterator[tuple[int, WindowFeatures]]:
     """Windows that a turn's answer comes from, at most ``most`` a clip, and whose they are."""
-    for owner, clip in enumerate(clips):
+    for row in rows:
+        clip = clips[row]
         count = min(most, len(clip.answers))
         for place in np.linspace(0, len(clip.answers) - 1, count).round().astype(int):
-            yield owner, clip.window(int(clip.answers[place]), config.window.num_frames)
+            yield row, clip.window(int(clip.answers[place]), config.window.num_frames)
 
 
 def _anywhere(
-    clips: Sequence[NormalizedClip], config: FitConfig, rng: np.random.Generator
+    clips: Sequence[NormalizedClip],
+    config: FitConfig,
+    rng: np.random.Generator,
+    rows: Sequence[int],
 ) -> Iterator[tuple[int, WindowFeatures]]:
     """A window of each clip that begins anywhere, in the silence around its speech too."""
     num_frames = config.window.num_frames
-    for owner, clip in enumerate(clips):
+    for row in rows:
+        clip = clips[row]
         start = int(rng.integers(max(1, len(clip.frames) - num_frames + 1)))
         frames = clip.frames[start : start + num_frames].astype(np.float32)
-        yield owner, cut_window(frames, num_frames)
+        yield row, cut_window(frames, num_frames)
 
 
 @torch.no_grad()
 def _statistics_of(
-    networks: StatisticsGroup, windows: Iterable[tuple[int, WindowFeatures]]
+    networks: StatisticsGroup, hear: _Hear, windows: Iterable[tuple[int, WindowFeatures]]
 ) -> tuple[Tensor, NDArray[np.intp]]:
     owners: list[int] = []
-    found = []
+    found = [torch.empty(0, networks.num_inputs)]
     left = iter(windows)
     while chunk := list(itertools.islice(left, _CHUNK)):
         owners += [owner for owner, _ in chunk]
         stacked = np.stack([window for _, window in chunk])
-        found.append(networks.statistics(networks.floor(torch.from_numpy(stacked))))
-    return torch.cat(found), np.array(owners)
+        found.append(hear(networks.floor(torch.from_numpy(stacked))))
+    return torch.cat(found), np.array(owners, np.intp)
 
 
 def _set_scale(networks: StatisticsGroup, sample: Sample) -> None:

@@ -29,7 +29,7 @@ from streamer.arrays import Samples
 from streamer.errors import ConfigError
 from streamer.features import FeatureConfig
 from train.can_config import FRAMES_A_STEP
-from train.copies import played
+from train.copies import ANOTHERS, played
 from train.corpora import Utterance
 from train.dataset import audio_key, by_corpus, cache_by_corpus
 from train.spectrum import HOP, mel_spectrogram
@@ -134,7 +134,7 @@ def first_layers(path: Path) -> onnx.ModelProto:
 
 def copy_heard(copy: str) -> str:
     """Which copy the teacher hears when a network hears ``copy``: the same speech, undisturbed."""
-    return copy if copy in ("slow", "fast") else "clean"
+    return copy if copy in ANOTHERS else "clean"
 
 
 def cache_states(
