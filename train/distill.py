@@ -10,7 +10,7 @@ so it can be asked of voices that nobody has, too: each utterance is heard in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from train.checkpoint import halved
 from train.config import FitConfig
 from train.emphasis import scale_of
 from train.material import Material
+from train.progress import Advance
 from train.schedule import one_cycle
 from train.teacher import States, copy_heard
 from train.voice import NUM_STATES, VoiceEncoder
@@ -41,7 +42,7 @@ def distill(
     material: Material,
     states: Mapping[str, States],
     config: FitConfig,
-    advance: Callable[[float], None] = lambda share: None,
+    advance: Advance = lambda share: None,
     *,
     without: Collection[str] = (),
 ) -> float:

@@ -17,6 +17,7 @@ from streamer.errors import ConfigError, SerStreamError
 from train.checkpoint import REFIT, is_finished
 from train.config import FitConfig
 from train.loop import fit
+from train.progress import Advance, part_of
 from train.splits import Split
 
 News: TypeAlias = float | str | dict[str, Any]
@@ -46,10 +47,11 @@ def fit_fold(split: Split, config: FoldsConfig, receive: Receive) -> None:
     if config.fit.refit:
         parts.append((with_validation(split), config.folder(split) / REFIT))
     for number, (part, folder) in enumerate(parts):
-        begun = number / len(parts)
         # The voice encoder is taught once: it has no labels to hear more of.
         encoder = config.folder(split) / "best.pt" if number else None
-        _fit_part(part, folder, encoder, config, receive, begun=begun, scale=1 / len(parts))
+        begin, end = number / len(parts), (number + 1) / len(parts)
+        advance = part_of(lambda share: receive(split, share), begin, end)
+        _fit_part(part, folder, encoder, config, receive, advance)
 
 
 def is_fold_finished(split: Split, config: FoldsConfig) -> bool:
@@ -72,9 +74,7 @@ def _fit_part(
     encoder: Path | None,
     config: FoldsConfig,
     receive: Receive,
-    *,
-    begun: float,
-    scale: float,
+    advance: Advance,
 ) -> None:
     fit(
         split,
@@ -85,7 +85,7 @@ def _fit_part(
         encoder=encoder,
         device=config.device,
         report=lambda line: receive(split, line),
-        advance=lambda share: receive(split, begun + scale * share),
+        advance=advance,
         note=lambda text: receive(split, text),
     )
 

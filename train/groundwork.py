@@ -22,6 +22,7 @@ from train.dataset import load_clips, normalize_clips
 from train.distill import distill
 from train.emphasis import emphasize
 from train.material import Material, draw_epoch
+from train.progress import Advance, part_of
 from train.statistics_fit import fit_statistics
 from train.strangers import (
     FILE_NAME,
@@ -46,7 +47,7 @@ class Taught:
     utterances: Sequence[Utterance]
     cache: Path
     note: Callable[[str], None]
-    advance: Callable[[float], None]
+    advance: Advance
 
 
 def build(material: Material, config: FitConfig) -> CascadedAttentionNetwork | Committee:
@@ -91,12 +92,10 @@ def _teach_encoder(
     }
     heard = _with_voices(material, config, taught)
     said = emphasize(states, heard, config)
-    whole = 2.0 if config.distill.strangers else 1.0  # they cost about as much as it does
-    error = distill(encoder, heard, said, config, lambda share: taught.advance(share / whole))
+    half = 0.5 if config.distill.strangers else 1.0  # they cost about as much as it does
+    error = distill(encoder, heard, said, config, part_of(taught.advance, 0.0, half))
     taught.note(f"its voice encoder has learnt from the teacher: mean squared error {error:.3f}")
-    strangers = teach_strangers(
-        heard, said, config, lambda share: taught.advance((1.0 + share) / whole)
-    )
+    strangers = teach_strangers(heard, said, config, part_of(taught.advance, half, 1.0))
     if strangers:
         write_strangers(strangers, taught.folder / FILE_NAME)
     return strangers

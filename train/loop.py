@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from train.groundwork import Taught, build, lay_groundwork
 from train.material import Material, draw_epoch, prepare
 from train.metrics import confusion, unweighted_average_recall
 from train.objective import objective
+from train.progress import Advance, part_of
 from train.schedule import one_cycle
 from train.splits import Split
 from train.truth import mix
@@ -183,7 +183,7 @@ def fit(
     encoder: Path | None = None,
     device: str = "cpu",
     report: Callable[[dict[str, Any]], None] = lambda line: None,
-    advance: Callable[[float], None] = lambda share: None,
+    advance: Advance = lambda share: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Train one network on ``split.train``; the best by validation speakers ends in ``best.pt``.
@@ -205,13 +205,12 @@ def fit(
     network = build(material, config)
     before = _BEFORE if isinstance(network, Committee) and network.voice is not None else 0.0
     if not (folder / "last.pt").is_file():  # else all of it is in the checkpoint
-        taught = Taught(
-            encoder, folder, split.utterances, cache, note, lambda s: advance(before * s)
-        )
+        early = part_of(advance, 0.0, before)
+        taught = Taught(encoder, folder, split.utterances, cache, note, early)
         lay_groundwork(network, material, config, taught)
     learners = _begin(network, material, config, device)
     state = _resume(folder / "last.pt", config, learners)
-    on = partial(_advance_on, advance, before)
+    on = part_of(advance, before, 1.0)
     while state["epoch"] < config.num_epochs and state["stale"] < config.patience:
         line = _run_epoch(learners, material, config, state["epoch"], device, on)
         is_best = _count_epoch(state, line, has_validation=bool(material.validation))
@@ -219,15 +218,11 @@ def fit(
         if is_best:
             _write(folder / "best.pt", contents)
         _write(folder / "last.pt", {**contents, "learners": learners.state(), "state": state})
-        _append(line, folder / "log.jsonl")
+        with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
         report(line)
     advance(1.0)
     return dict(state)
-
-
-def _advance_on(advance: Callable[[float], None], before: float, share: float) -> None:
-    """Tell the share of the whole that is done when ``share`` of what comes after is."""
-    advance(before + (1.0 - before) * share)
 
 
 def _begin(
@@ -285,7 +280,7 @@ def _run_epoch(
     config: FitConfig,
     epoch: int,
     device: str,
-    advance: Callable[[float], None],
+    advance: Advance,
 ) -> dict[str, Any]:
     """Teach each CAN for one epoch, and validate if it is time; return the epoch's line."""
     started, losses = time.monotonic(), np.zeros(3)
@@ -312,7 +307,7 @@ def _teach(
     config: FitConfig,
     epoch: int,
     device: str,
-    advance: Callable[[float], None],
+    advance: Advance,
 ) -> NDArray[np.float64]:
     """Show one CAN an epoch's draws; return its mean loss, cross-entropy and triplet loss."""
     learner, num_cans = learners.each[number], len(learners.each)
@@ -347,11 +342,6 @@ def _resume(path: Path, config: FitConfig, learners: Learners) -> dict[str, Any]
     learners.load(stored["learners"])
     state: dict[str, Any] = stored["state"]
     return state
-
-
-def _append(line: dict[str, Any], path: Path) -> None:
-    with path.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(line) + "\n")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

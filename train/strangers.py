@@ -8,9 +8,8 @@ generalisation has it: Wolpert 1992). It is there for their training alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from train.config import FitConfig
 from train.dataset import NormalizedClip
 from train.distill import distill
 from train.material import Material
+from train.progress import Advance, part_of
 from train.teacher import States
 from train.voice import VoiceEncoder, pool_states
 
@@ -47,7 +47,7 @@ def teach_strangers(
     material: Material,
     states: Mapping[str, States],
     config: FitConfig,
-    advance: Callable[[float], None] = lambda share: None,
+    advance: Advance = lambda share: None,
 ) -> list[Stranger]:
     """Teach ``config.distill.strangers`` encoders, each without a part of the training speakers.
 
@@ -72,15 +72,10 @@ def teach_strangers(
             ),
             frozenset(speakers[number::count]),
         )
-        on = partial(_advance_on, advance, number, count)
-        distill(one.encoder, material, states, config, on, without=one.speakers)
+        part = part_of(advance, number / count, (number + 1) / count)
+        distill(one.encoder, material, states, config, part, without=one.speakers)
         strangers.append(one)
     return strangers
-
-
-def _advance_on(advance: Callable[[float], None], number: int, count: int, share: float) -> None:
-    """Tell the share of all that is done when ``share`` of this one is."""
-    advance((number + share) / count)
 
 
 def write_strangers(strangers: Sequence[Stranger], path: Path) -> None:
